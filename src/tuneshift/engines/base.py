@@ -1,0 +1,89 @@
+"""What an engine is: something that continues token ids and tells how likely given continuations are.
+
+One protocol serves every model of a run: F and B (one engine, `fine_tuned` switches), the generator G, and the target
+before and after. Text becomes ids in `tuneshift.encoding` alone, so F and B see identical ids.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from tuneshift.run.records import FinishReason
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How tokens are chosen. Temperature 0 is greedy; `top_k` 0 is off; `max_new_tokens` counts the EOS too."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    max_new_tokens: int = 256
+    stop: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What a model wrote behind a prompt.
+
+    `token_ids` are the sampled ids up to the stop, without EOS; `logprobs` their raw log-probabilities in nats
+    under the model that wrote them, before temperature and truncation of the distribution. When the stop string
+    began inside a token, `reencoded` is true: the ids are then the cut text's, and `logprobs` is `None`.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...] | None
+    eos_logprob: float | None
+    finish_reason: FinishReason
+    reencoded: bool
+
+
+@dataclass(frozen=True)
+class ScoreRequest:
+    """A continuation to score: the ids it follows, and its own ids, at least one of each."""
+
+    prompt_ids: tuple[int, ...]
+    response_ids: tuple[int, ...]
+
+
+class Engine(Protocol):
+    """A language model, with or without its fine-tuning."""
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer that the ids belong to."""
+
+    @property
+    def context_length(self) -> int | None:
+        """How many tokens a prompt and its response may have together; `None` when unknown."""
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], *, seeds: Sequence[int], decoding: Decoding, fine_tuned: bool
+    ) -> list[Completion]:
+        """Continue each prompt, in order. `seeds` holds one seed a prompt, used by nothing else."""
+
+    def score(self, requests: Sequence[ScoreRequest], *, fine_tuned: bool) -> list[tuple[float, ...]]:
+        """Return the raw log-probability in nats of each response token of each request, in order."""
+
+    def describe(self) -> dict[str, Any]:
+        """Return what was loaded and where it runs, for the manifest."""
+
+    def close(self) -> None:
+        """Free the weights."""
+
+
+def derive_seed(*parts: object) -> int:
+    """Return a 64-bit seed that depends on nothing but `parts`.
+
+    Every random choice of a run is seeded by what it is for (run seed, role, id), so a run that was killed makes the
+    same choices again, whatever is left to do.
+    """
+    digest = hashlib.sha256("\x1f".join(map(str, parts)).encode()).digest()
+    return int.from_bytes(digest[:8], "big")

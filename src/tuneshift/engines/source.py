@@ -1,0 +1,174 @@
+"""F and B behind one door: both answer a prompt, and F scores both answers (paper, section 3.2).
+
+Opening a source proves that its two sides are what they claim: the base with the adapter switched off equals the base
+before the adapter was loaded, and the fine-tuned side differs from it. An adapter that silently is not applied
+would otherwise keep nothing, or everything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tuneshift.encoding import encode_prompt, encode_response
+from tuneshift.engines.base import Completion, Decoding, Engine, ScoreRequest, derive_seed
+from tuneshift.engines.hf import HfEngine
+from tuneshift.errors import ModelError
+from tuneshift.models import LoadOptions, check_adapter_base, resolve_model
+from tuneshift.run.records import Response
+
+CANARY_TOLERANCE = 1e-3  # nats; the base's two readings are the same computation and measured exactly equal here
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Both responses to one prompt, scored under F."""
+
+    y_f: Response
+    y_b: Response
+
+
+@dataclass(frozen=True)
+class Canary:
+    """Proof that the adapter acts: the largest change in nats of a token's log-probability on the seed prompts.
+
+    `base_drift` compares the base before and after the adapter was loaded (adapter off) and should be 0; it is
+    `None` for a full checkpoint or a substitute base, where base and fine-tuned weights are separate.
+    """
+
+    adapter_effect: float
+    base_drift: float | None
+
+
+class Source:
+    """The fine-tuned model F and its base B (or a substitute base with a tokenizer of its own)."""
+
+    def __init__(self, engine: Engine, *, substitute: Engine | None = None, canary: Canary) -> None:
+        self.engine = engine
+        self.substitute = substitute
+        self.canary = canary
+
+    def answer(self, prompts: Sequence[str], *, ids: Sequence[str], decoding: Decoding, run_seed: int) -> list[Answers]:
+        """Let F and B answer each prompt and score both answers under F; `ids` seed each answer's randomness."""
+        encoded = [tuple(encode_prompt(self.engine.tokenizer, prompt)) for prompt in prompts]
+        seeds = {role: [derive_seed(run_seed, role, i) for i in ids] for role in ("y_f", "y_b")}
+        by_f = self.engine.generate(encoded, seeds=seeds["y_f"], decoding=decoding, fine_tuned=True)
+        if self.substitute is None:
+            by_b = self.engine.generate(encoded, seeds=seeds["y_b"], decoding=decoding, fine_tuned=False)
+        else:
+            own = [tuple(encode_prompt(self.substitute.tokenizer, prompt)) for prompt in prompts]
+            by_b = self.substitute.generate(own, seeds=seeds["y_b"], decoding=decoding, fine_tuned=False)
+            # Another tokenizer wrote y_b: both take the path through text, so both suffer the same re-encoding.
+            by_f, by_b = ([self._reencoded(c) for c in side] for side in (by_f, by_b))
+        scored_f = self._scored(encoded, by_f, own=True)
+        scored_b = self._scored(encoded, by_b, own=False)
+        return [Answers(y_f=f, y_b=b) for f, b in zip(scored_f, scored_b, strict=True)]
+
+    def engines(self) -> list[Engine]:
+        """Return the engines behind F and B."""
+        return [self.engine, *([self.substitute] if self.substitute else [])]
+
+    def describe(self) -> dict[str, Any]:
+        """Return both engines' descriptions for the manifest."""
+        substitute = self.substitute.describe() if self.substitute else None
+        return {"fine_tuned_and_base": self.engine.describe(), "substitute_base": substitute}
+
+    def close(self) -> None:
+        """Free the weights."""
+        for engine in self.engines():
+            engine.close()
+
+    def _reencoded(self, completion: Completion) -> Completion:
+        ids = tuple(encode_response(self.engine.tokenizer, completion.text))
+        return Completion(completion.text, ids, None, None, completion.finish_reason, reencoded=True)
+
+    def _scored(
+        self, prompts: Sequence[tuple[int, ...]], completions: Sequence[Completion], *, own: bool
+    ) -> list[Response]:
+        """Return responses with F's log-probabilities; F's own, as sampled, need no second pass (`own`)."""
+        requests, missing = [], []
+        for index, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
+            if completion.token_ids and not (own and completion.logprobs is not None):
+                ending = () if completion.eos_logprob is None else (int(self.engine.tokenizer.eos_token_id),)
+                requests.append(ScoreRequest(prompt, completion.token_ids + ending))
+                missing.append(index)
+        scores = dict(zip(missing, self.engine.score(requests, fine_tuned=True) if requests else [], strict=True))
+        responses = []
+        for index, completion in enumerate(completions):
+            n_tokens = len(completion.token_ids)
+            logprobs, eos = completion.logprobs or (), completion.eos_logprob
+            if index in scores:
+                logprobs = scores[index][:n_tokens]
+                eos = scores[index][n_tokens] if len(scores[index]) > n_tokens else None
+            responses.append(
+                Response(
+                    text=completion.text,
+                    token_ids=completion.token_ids,
+                    token_logprobs=logprobs,
+                    eos_logprob=eos,
+                    finish_reason=completion.finish_reason,
+                    reencoded=completion.reencoded,
+                )
+            )
+        return responses
+
+
+def open_source(
+    *,
+    base: str,
+    adapter: str | None = None,
+    model: str | None = None,
+    substitute_base: str | None = None,
+    same_base: bool = False,
+    canary_prompts: Sequence[str],
+    load: LoadOptions,
+) -> Source:
+    """Load F and B, and prove on `canary_prompts` that they differ and that B is unharmed.
+
+    Raises:
+        ModelError: a model cannot be loaded, the adapter belongs to another base, or it changes nothing.
+    """
+    path = resolve_model(base)
+    if adapter is not None:
+        if not same_base:
+            check_adapter_base(adapter, base)
+        engine = HfEngine.open(path, load=load)
+        alone = _prompt_logprobs(engine, canary_prompts, fine_tuned=False)
+        engine.attach(adapter)
+        drift = _largest_change(alone, _prompt_logprobs(engine, canary_prompts, fine_tuned=False))
+    elif model is not None:
+        engine = HfEngine.open(path, load=load, fine_tuned=resolve_model(model))
+        drift = None
+    else:
+        raise ModelError("source: give either `adapter` or `model`; without one F would equal B.")
+    tuned = _prompt_logprobs(engine, canary_prompts, fine_tuned=True)
+    effect = _largest_change(_prompt_logprobs(engine, canary_prompts, fine_tuned=False), tuned)
+    if effect <= CANARY_TOLERANCE:
+        raise ModelError(
+            f"{adapter or model}: changes nothing. On the seed prompts F's log-probabilities equal those of "
+            f"{base!r} within {effect:.1e} nats, so there is nothing to transfer. Check that this is the trained "
+            "checkpoint and not a fresh one (its B matrices would be zero)."
+        )
+    if drift is not None and drift > CANARY_TOLERANCE:
+        raise ModelError(
+            f"{adapter}: with the adapter switched off the base still differs by {drift:.1e} nats from the base "
+            "loaded alone, so its responses could not be trusted. This adapter changes weights outside LoRA layers; "
+            "merge it and give it as source.model."
+        )
+    substitute = HfEngine.open(resolve_model(substitute_base), load=load) if substitute_base else None
+    return Source(engine, substitute=substitute, canary=Canary(effect, drift))
+
+
+def _prompt_logprobs(engine: Engine, prompts: Sequence[str], *, fine_tuned: bool) -> list[tuple[float, ...]]:
+    requests = []
+    for prompt in prompts:
+        ids = tuple(encode_prompt(engine.tokenizer, prompt))
+        if len(ids) > 1:
+            requests.append(ScoreRequest(ids[:1], ids[1:]))
+    return engine.score(requests, fine_tuned=fine_tuned)
+
+
+def _largest_change(first: Sequence[tuple[float, ...]], second: Sequence[tuple[float, ...]]) -> float:
+    pairs = zip(first, second, strict=True)
+    return max((abs(a - b) for x, y in pairs for a, b in zip(x, y, strict=True)), default=0.0)

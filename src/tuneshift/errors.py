@@ -1,0 +1,46 @@
+"""The exceptions a user of TuneShift can meet.
+
+* TuneShiftError
+  * UserError               exit 2: something the user can mend; printed as one paragraph
+    · ConfigError           the YAML file or a `--set` override
+    · DataError             a seed, evaluation or prompt file
+    · ModelError            a model, adapter or tokenizer
+    · RunDirectoryError     a run directory: missing, in use, damaged
+    · NothingKeptError      the criterion kept no candidate; carries the diagnosis
+  * ResumeRefused           exit 4: the run directory belongs to another configuration
+
+Every message says what is wrong, the value, what was expected, and the remedy.
+Anything else that escapes is a bug: exit 1, with its traceback.
+"""
+
+
+class TuneShiftError(Exception):
+    """Base of every error that TuneShift raises on purpose."""
+
+
+class UserError(TuneShiftError):
+    """Something the user can mend."""
+
+
+class ConfigError(UserError):
+    """The configuration file or an override is wrong."""
+
+
+class DataError(UserError):
+    """A seed or evaluation file is wrong; the message names the file and the line."""
+
+
+class ModelError(UserError):
+    """A model, adapter or tokenizer cannot be used as asked."""
+
+
+class RunDirectoryError(UserError):
+    """A run directory is missing, in use by another process, or damaged."""
+
+
+class NothingKeptError(UserError):
+    """No candidate was kept for several rounds; the message carries the diagnosis."""
+
+
+class ResumeRefused(TuneShiftError):
+    """The run directory was made by a configuration that would give other results."""

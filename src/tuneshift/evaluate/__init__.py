@@ -1,0 +1,1 @@
+"""Step 5: evidence - paired evaluation, statistics and the verdict."""

@@ -1,0 +1,94 @@
+"""Answering held-out items and grading the answers; every outcome is kept, item by item."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tuneshift.datafiles import Item
+from tuneshift.encoding import encode_prompt
+from tuneshift.engines.base import Decoding, Engine
+from tuneshift.errors import ConfigError
+from tuneshift.prompts.screening import normalize
+from tuneshift.run.records import FinishReason
+
+Metric = Callable[[str, str], bool]
+"""Takes (response, reference) and tells whether the response is right."""
+
+NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One item's result in one arm."""
+
+    id: str
+    response: str
+    correct: bool
+    finish_reason: FinishReason
+
+
+def answer_items(
+    engine: Engine,
+    items: Sequence[Item],
+    *,
+    fine_tuned: bool,
+    metric: Metric,
+    max_new_tokens: int,
+    stop: Sequence[str],
+) -> list[Outcome]:
+    """Let a model answer every item greedily, and grade."""
+    decoding = Decoding(temperature=0, max_new_tokens=max_new_tokens, stop=tuple(stop))
+    prompts = [encode_prompt(engine.tokenizer, item.prompt) for item in items]
+    answers = engine.generate(prompts, seeds=[0] * len(items), decoding=decoding, fine_tuned=fine_tuned)
+    return [
+        Outcome(item.id, answer.text, bool(metric(answer.text, item.reference)), answer.finish_reason)
+        for item, answer in zip(items, answers, strict=True)
+    ]
+
+
+def find_metric(name: str, *, pattern: str | None = None, folder: Path | None = None) -> Metric:
+    """Return the named metric; a dotted path names a Python function, importable or in `folder`.
+
+    Raises:
+        ConfigError: there is no such function.
+    """
+    if name == "exact_match":
+        return lambda response, reference: response.strip() == reference.strip()
+    if name == "normalized_match":
+        return lambda response, reference: normalize(response) == normalize(reference)
+    if name == "numeric":
+        return lambda response, reference: _last_number(response) == _last_number(reference) is not None
+    if name == "regex" and pattern is not None:
+        return lambda response, reference: _last_match(pattern, response) == reference.strip()
+    module_name, _, function_name = name.rpartition(".")
+    if folder is not None and str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
+    try:
+        function = getattr(importlib.import_module(module_name), function_name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(
+            f"evaluation.metric: {name!r} cannot be imported ({error}). Give module.function, with the module "
+            "installed or beside the YAML file."
+        ) from error
+    if not callable(function):
+        raise ConfigError(f"evaluation.metric: {name!r} is no function but {type(function).__name__}.")
+    metric: Metric = function
+    return metric
+
+
+def _last_number(text: str) -> float | None:
+    found = NUMBER.findall(text)
+    return float(found[-1].replace(",", "")) if found else None
+
+
+def _last_match(pattern: str, text: str) -> str | None:
+    matches = list(re.finditer(pattern, text))
+    if not matches:
+        return None
+    last = matches[-1]
+    return (last.group(1) if last.re.groups else last.group(0)).strip()

@@ -1,0 +1,203 @@
+"""TuneShift-KD on one page: from five example prompts to a target that knows what the adapter knew.
+
+transfer    the whole method, numbered 1 to 6; continues a stopped run from its ledger
+synthesize  its heart, the loop of the paper's Figure 1: write, answer, score, keep, again
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+from tuneshift.config import LoadedConfig
+from tuneshift.criteria import Criterion, calibrate_tau, decide
+from tuneshift.datafiles import Seed
+from tuneshift.dataset import kept_rows, pairs, read_rows
+from tuneshift.distill import distill
+from tuneshift.engines.base import Decoding
+from tuneshift.engines.source import Source
+from tuneshift.errors import NothingKeptError
+from tuneshift.evaluate.evidence import gather_evidence
+from tuneshift.preflight import read_inputs
+from tuneshift.progress import SILENT, Progress
+from tuneshift.prompts.generators import PoolItem, PromptGenerator
+from tuneshift.prompts.screening import UNANSWERED, Screen
+from tuneshift.prompts.stopping import Limits, diagnosis, next_calls, stop_reason
+from tuneshift.report.markdown import write_report
+from tuneshift.run.directory import RunDirectory, jsonl, write_atomically, write_json
+from tuneshift.run.ledger import Ledger, RoundSummary
+from tuneshift.run.manifest import write_manifest
+from tuneshift.run.resume import check_resumable, open_ledger, synthesis_finished, timed
+from tuneshift.wiring import (
+    answer_decoding,
+    calibration_of,
+    criterion_of,
+    limits_of,
+    synthesis_models,
+    trainer_settings,
+)
+
+
+def transfer(loaded: LoadedConfig, run: RunDirectory, *, progress: Progress = SILENT) -> dict[str, Any]:
+    """Move what the source's fine-tuning knows to the target, and return the verdict.
+
+    `run` is locked by the caller. A directory that holds a stopped run of the same configuration is continued.
+
+    Raises:
+        UserError: an input is wrong; nothing was written. ResumeRefused: the directory is another configuration's.
+    """
+    config = loaded.config
+    # 1) Preflight: every file and model that the run will need, before anything costs time.
+    inputs = read_inputs(config, folder=loaded.folder)
+    resumed = check_resumable(loaded, run)
+    if not (resumed and synthesis_finished(run)):
+        with synthesis_models(loaded, inputs, progress) as models, open_ledger(loaded, run) as ledger:
+            # 2) Synthesis: new prompts, both answers, F's scores, the criterion; round by round.
+            reason = synthesize(
+                source=models.source,
+                generator=models.generator,
+                seeds=inputs.seeds,
+                template=config.prompt_template,
+                held_out=[item.prompt for item in inputs.items],
+                fits=models.fits,
+                criterion=criterion_of(loaded),
+                calibration=calibration_of(loaded),
+                decoding=answer_decoding(loaded),
+                limits=limits_of(loaded),
+                calls_per_round=config.synthesis.calls_per_round,
+                run_seed=config.run.seed,
+                ledger=ledger,
+                progress=progress,
+            )
+            ledger.set_meta(stop_reason=reason)
+    with open_ledger(loaded, run) as ledger:
+        # 3) Dataset: the kept pairs, with where each comes from.
+        candidates = ledger.candidates()
+        rows = kept_rows(candidates, target_size=config.synthesis.target_size)
+        if not rows:
+            tau = ledger.rounds()[-1].tau
+            raise NothingKeptError(f"{run.path}: no candidate was kept. {diagnosis(candidates, tau=tau)}")
+        write_atomically(run.dataset, jsonl(rows))
+
+        # 4) Distillation: a LoRA on the target, loss on F's responses (paper, eq. 1).
+        if not run.training.exists():
+            with timed(ledger, "distill"):
+                distill_run(loaded, run, progress)
+
+        # 5) Evidence: T before, T after and F on the same held-out items.
+        verdict = gather_evidence(loaded, run, inputs, ledger, progress)
+
+        # 6) Report, and last of all the manifest that vouches for every file.
+        write_report(run, ledger)
+        write_manifest(run, ledger)
+    return verdict
+
+
+def synthesize(
+    *,
+    source: Source,
+    generator: PromptGenerator,
+    seeds: Sequence[Seed],
+    template: str | None,
+    held_out: Sequence[str],
+    fits: Callable[[str], bool],
+    criterion: Criterion,
+    calibration: int | None,
+    decoding: Decoding,
+    limits: Limits,
+    calls_per_round: int,
+    run_seed: int,
+    ledger: Ledger,
+    progress: Progress = SILENT,
+) -> str:
+    """Run rounds until a stop rule holds and return its name; every round commits whole.
+
+    With `calibration`, the first round has at least that many candidates, and the tau that keeps the wanted share of
+    them is frozen for the run. All state is read back from the ledger, so a restart makes the same choices.
+    """
+    candidates = ledger.candidates()
+    per_call = generator.per_call
+    done = sum(candidate.kept for candidate in candidates)
+    with progress.stage("Synthesis", total=limits.target_size, unit="kept pairs", done=done) as meter:
+        while (reason := stop_reason(candidates, rounds=len(ledger.rounds()), limits=limits)) is None:
+            started = time.monotonic()
+            rounds = ledger.rounds()
+            index = len(rounds)
+
+            # 1) The generator continues examples drawn from the pool: seeds and kept prompts (section 3.4).
+            pool = [PoolItem(seed.id, seed.text) for seed in seeds]
+            pool += [PoolItem(candidate.id, candidate.text) for candidate in candidates if candidate.kept]
+            calls = ledger.calls(index)
+            if not calls:
+                n_calls = next_calls(candidates, per_call=per_call, calls_per_round=calls_per_round, limits=limits)
+                if index == 0 and calibration is not None:
+                    n_calls = max(n_calls, -(-calibration // per_call))
+                calls = generator.write(pool, round_index=index, calls=n_calls)
+                ledger.record_calls(calls)
+
+            # 2) Prompts that need no answer are dropped: duplicates, copies, unreadable, too long, held-out.
+            screen = Screen(
+                seeds=[seed.prompt for seed in seeds],
+                held_out=held_out,
+                seen=[candidate.prompt for candidate in candidates],
+                fits=fits,
+                template=template,
+            )
+            new = [candidate for call in calls for candidate in screen.sift(call, generator.parse(call))]
+            fresh = [candidate for candidate in new if candidate.reason == UNANSWERED]
+
+            # 3) Both models answer, and F scores both answers (section 3.2, eq. 2 to 4).
+            answers = source.answer(
+                [candidate.prompt for candidate in fresh],
+                ids=[candidate.id for candidate in fresh],
+                decoding=decoding,
+                run_seed=run_seed,
+            )
+            answered = {
+                candidate.id: replace(candidate, y_f=answer.y_f, y_b=answer.y_b)
+                for candidate, answer in zip(fresh, answers, strict=True)
+            }
+            new = [answered.get(candidate.id, candidate) for candidate in new]
+
+            # 4) The criterion keeps what F is sure of and B would not have said.
+            if calibration is not None:
+                tau = rounds[0].tau if rounds else calibrate_tau(new, criterion) or criterion.tau
+                criterion = criterion.with_tau(tau)
+            new = [decide(candidate, criterion) for candidate in new]
+
+            # 5) The round is committed whole; what it kept joins the pool.
+            ledger.record_round(RoundSummary(index, criterion.tau, time.monotonic() - started), new)
+            candidates = [*candidates, *new]
+            kept = [candidate for candidate in candidates if candidate.kept]
+            newest = f"{kept[-1].text!r} ->{kept[-1].y_f.text!r}" if kept and kept[-1].y_f else "nothing kept yet"
+            meter.update(
+                min(len(kept), limits.target_size),
+                f"round {index + 1}, {len(candidates)} candidates; {newest}",
+            )
+    return reason
+
+
+def distill_run(loaded: LoadedConfig, run: RunDirectory, progress: Progress) -> None:
+    """Train the target on the kept dataset, and record what the training did once it is done."""
+    rows = read_rows(run.dataset)
+    progress.note(f"Training a LoRA on {loaded.config.target.model} with {len(rows)} kept pairs")
+    with progress.stage(
+        "Distillation", total=loaded.config.distill.num_train_epochs * len(rows), unit="pairs"
+    ) as meter:
+
+        def on_step(done: int, total: int, loss: float | None) -> None:
+            shown = f", loss {loss:.3f} nats per token" if loss is not None else ""
+            meter.update(meter.total * done // total, f"step {done} of {total}{shown}")
+
+        summary = distill(
+            pairs(rows),
+            output_dir=run.adapter,
+            checkpoint_dir=run.checkpoints,
+            on_step=on_step,
+            **trainer_settings(loaded),
+        )
+    write_json(run.training, asdict(summary))
+    shutil.rmtree(run.checkpoints)

@@ -1,0 +1,105 @@
+"""What a run will cost, from a probe of 20 candidates and a rehearsal of the training."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections import Counter
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from tuneshift.config import LoadedConfig
+from tuneshift.dataset import kept_rows, pairs
+from tuneshift.distill import Pair, distill
+from tuneshift.evaluate.evidence import peak_memory
+from tuneshift.evaluate.stats import Proportion
+from tuneshift.pipeline import synthesize
+from tuneshift.preflight import read_inputs
+from tuneshift.progress import SILENT, Progress
+from tuneshift.prompts.stopping import Limits
+from tuneshift.run.ledger import Ledger
+from tuneshift.wiring import answer_decoding, criterion_of, synthesis_models, trainer_settings
+
+PROBE = 20  # candidates, as one call of the paper's
+REHEARSAL_STEPS = 2
+
+
+def plan(loaded: LoadedConfig, *, progress: Progress = SILENT) -> dict[str, Any]:
+    """Run the preflight and a probe in a temporary folder; return checks and estimates, and write nothing else.
+
+    Seconds and tokens are extrapolated from the probe; what it cannot tell is `None`. Memory is this process's peak.
+
+    Raises:
+        UserError: an input is wrong.
+    """
+    config = loaded.config
+    inputs = read_inputs(config, folder=loaded.folder)
+    with tempfile.TemporaryDirectory() as folder, Ledger(Path(folder) / "probe.sqlite") as ledger:
+        with synthesis_models(loaded, inputs, progress) as models:
+            progress.note(f"Probing with {PROBE} candidates")
+            started = time.monotonic()
+            synthesize(
+                source=models.source,
+                generator=replace(models.generator, per_call=PROBE),
+                seeds=inputs.seeds,
+                template=config.prompt_template,
+                held_out=[item.prompt for item in inputs.items],
+                fits=models.fits,
+                criterion=criterion_of(loaded),
+                calibration=None,
+                decoding=answer_decoding(loaded),
+                limits=Limits(target_size=PROBE, max_candidates=PROBE, max_rounds=1, patience=1),
+                calls_per_round=1,
+                run_seed=config.run.seed,
+                ledger=ledger,
+            )
+            seconds = time.monotonic() - started
+            checks = models.checks
+        candidates, calls = ledger.candidates(), ledger.calls()
+        kept = [candidate for candidate in candidates if candidate.kept]
+        learnt = pairs(kept_rows(candidates, target_size=PROBE)) or [
+            Pair(s.prompt, s.response or ".") for s in inputs.seeds
+        ]
+        progress.note(f"Rehearsing {REHEARSAL_STEPS} training steps")
+        per_step = _rehearse(loaded, learnt, Path(folder))
+    rate = Proportion(len(kept), len(candidates))
+    needed = round(config.synthesis.target_size / rate.accuracy) if kept else None
+    distill_section = config.distill
+    batch = distill_section.per_device_train_batch_size * distill_section.gradient_accumulation_steps
+    steps = -(-config.synthesis.target_size // batch) * distill_section.num_train_epochs
+    tokens = sum(call.generated_tokens for call in calls)
+    answered = [c for c in candidates if c.y_f and c.y_b]
+    tokens += sum(c.y_f.n_tokens + c.y_b.n_tokens for c in answered if c.y_f and c.y_b)
+    return {
+        "checks": asdict(checks),
+        "probe": {"candidates": len(candidates), "kept": len(kept), "seconds": seconds},
+        "reasons": dict(Counter(c.reason for c in candidates).most_common()),
+        "keep_rate": rate.accuracy,
+        "keep_rate_interval": asdict(rate.interval()),
+        "candidates_needed": needed,
+        "synthesis_seconds": seconds / len(candidates) * needed if needed else None,
+        "generated_tokens": round(tokens / len(candidates) * needed) if needed else None,
+        "training_steps": steps,
+        "training_seconds": per_step * steps,
+        **peak_memory(),
+        "note": None if kept else "the probe kept nothing, so how many candidates are needed is unknown",
+    }
+
+
+def _rehearse(loaded: LoadedConfig, learnt: list[Pair], folder: Path) -> float:
+    """Return the seconds of one training step, the first (which warms up) left out."""
+    settings = trainer_settings(loaded)
+    batch = settings["per_device_train_batch_size"] * settings["gradient_accumulation_steps"]
+    repeated = (learnt * (batch * REHEARSAL_STEPS))[: batch * REHEARSAL_STEPS]
+    rehearsal = {"max_steps": REHEARSAL_STEPS, "save_strategy": "no", "report_to": "none"}
+    settings["trainer_args"] = {**settings["trainer_args"], **rehearsal}
+    times: list[float] = []
+    distill(
+        repeated,
+        output_dir=folder / "rehearsal",
+        checkpoint_dir=folder / "checkpoints",
+        on_step=lambda *_: times.append(time.monotonic()),
+        **settings,
+    )
+    return times[-1] - times[-2]

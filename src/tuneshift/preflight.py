@@ -1,0 +1,133 @@
+"""Checks before anything costs time.
+
+Static checks read files only; model checks ask F, once it is open: do the prompts fit, and does F answer the seeds?
+That the adapter acts at all is proved where the source is opened, in `tuneshift.engines.source`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from tuneshift.config import Config
+from tuneshift.datafiles import Item, Seed, read_items, read_seeds
+from tuneshift.encoding import encode_prompt
+from tuneshift.engines.base import Decoding, Engine
+from tuneshift.engines.source import Source
+from tuneshift.errors import DataError
+from tuneshift.evaluate.tasks import find_metric
+from tuneshift.models import (
+    check_adapter_base,
+    configured_context,
+    load_tokenizer,
+    resolve_adapter,
+    resolve_model,
+)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The user's files, read and checked."""
+
+    seeds: list[Seed]
+    items: list[Item]
+
+
+@dataclass(frozen=True)
+class ModelChecks:
+    """What the model checks found; `seed_answers` pairs each seed with F's greedy answer to it."""
+
+    adapter_effect: float
+    base_drift: float | None
+    seed_answers: list[dict[str, Any]]
+    warnings: list[str]
+
+
+def read_inputs(config: Config, *, folder: Path) -> Inputs:
+    """Read seeds and evaluation items, and check every path that the configuration names.
+
+    Raises:
+        UserError: the first thing that is wrong.
+    """
+    seeds = read_seeds(Path(config.seeds), config.prompt_template)
+    items = read_items(Path(config.evaluation.data)) if config.evaluation else []
+    if config.evaluation:
+        find_metric(config.evaluation.metric, pattern=config.evaluation.pattern, folder=folder)
+    for reference in (
+        config.source.base,
+        config.source.model,
+        config.source.substitute_base,
+        config.target.model,
+    ):
+        if reference is not None:
+            resolve_model(reference)
+    if config.generator.model not in ("source", "base", "target"):
+        resolve_model(config.generator.model)
+    if config.source.adapter is not None:
+        adapter = resolve_adapter(config.source.adapter)
+        if not config.source.same_base:
+            check_adapter_base(adapter, config.source.base)
+    return Inputs(seeds, items)
+
+
+def length_check(
+    *, engines: Sequence[Engine], target: str, max_new_tokens: int, trust_remote_code: bool
+) -> Callable[[str], bool]:
+    """Return a function that tells whether a prompt leaves room for a response in every model's context."""
+    sides = [(engine.tokenizer, engine.context_length) for engine in engines]
+    target_tokenizer = load_tokenizer(target, trust_remote_code=trust_remote_code)
+    sides.append((target_tokenizer, configured_context(target, trust_remote_code=trust_remote_code)))
+    room = max_new_tokens + 1  # the EOS
+
+    def fits(prompt: str) -> bool:
+        return all(limit is None or len(encode_prompt(tokenizer, prompt)) + room <= limit for tokenizer, limit in sides)
+
+    return fits
+
+
+def check_models(
+    source: Source, inputs: Inputs, *, decoding: Decoding, demos: int, fits: Callable[[str], bool]
+) -> ModelChecks:
+    """Check lengths and F's greedy answers to the seeds.
+
+    Raises:
+        DataError: a seed or an evaluation prompt does not fit into a model's context.
+    """
+    for place, prompt in [(s.place, s.prompt) for s in inputs.seeds] + [(i.place, i.prompt) for i in inputs.items]:
+        if not fits(prompt):
+            raise DataError(
+                f"{place}: this prompt of {len(prompt)} characters and synthesis.max_new_tokens = "
+                f"{decoding.max_new_tokens} do not fit into the context of the source or the target. Shorten it, or "
+                "lower max_new_tokens."
+            )
+    engine = source.engine
+    prompts = [encode_prompt(engine.tokenizer, seed.prompt) for seed in inputs.seeds]
+    greedy = replace(decoding, temperature=0)
+    answers = engine.generate(prompts, seeds=[0] * len(prompts), decoding=greedy, fine_tuned=True)
+    warnings = []
+    capped = sum(answer.finish_reason == "length" for answer in answers)
+    if capped:
+        warnings.append(
+            f"F's answer to {capped} of {len(answers)} seeds hits synthesis.max_new_tokens; such candidates are "
+            "dropped. Set synthesis.stop or raise the limit."
+        )
+    given = [(seed, answer) for seed, answer in zip(inputs.seeds, answers, strict=True) if seed.response]
+    wrong = sum(answer.text.strip() != (seed.response or "").strip() for seed, answer in given)
+    if wrong:
+        warnings.append(f"F answers {wrong} of {len(given)} seeds otherwise than the seeds file says.")
+    if len(inputs.seeds) < demos:
+        warnings.append(
+            f"{len(inputs.seeds)} seeds are fewer than synthesis.demos = {demos}: the first calls "
+            "show the generator fewer examples."
+        )
+    return ModelChecks(
+        adapter_effect=source.canary.adapter_effect,
+        base_drift=source.canary.base_drift,
+        seed_answers=[
+            {"prompt": seed.prompt, "response": seed.response, "y_f": answer.text}
+            for seed, answer in zip(inputs.seeds, answers, strict=True)
+        ],
+        warnings=warnings,
+    )

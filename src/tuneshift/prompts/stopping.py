@@ -1,0 +1,68 @@
+"""When the synthesis loop ends, and how large its next round is: pure functions of what was counted."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tuneshift.run.records import Candidate
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The loop's limits; see the `synthesis` section of the configuration."""
+
+    target_size: int
+    max_candidates: int
+    max_rounds: int
+    patience: int
+
+
+def stop_reason(candidates: Sequence[Candidate], *, rounds: int, limits: Limits) -> str | None:
+    """Return why the loop ends, or `None` when it goes on."""
+    if sum(candidate.kept for candidate in candidates) >= limits.target_size:
+        return "target_size reached"
+    if len(candidates) >= limits.max_candidates:
+        return "max_candidates reached"
+    if rounds >= limits.max_rounds:
+        return "max_rounds reached"
+    recent = [candidate for candidate in candidates if candidate.round >= rounds - limits.patience]
+    if rounds >= limits.patience and not any(candidate.kept for candidate in recent):
+        return f"nothing kept in {limits.patience} rounds"
+    return None
+
+
+def next_calls(candidates: Sequence[Candidate], *, per_call: int, calls_per_round: int, limits: Limits) -> int:
+    """Return how many generator calls the next round makes.
+
+    A full round, but no more than the keep rate so far says are needed, plus a fifth.
+    """
+    wanted = limits.max_candidates - len(candidates)
+    kept = sum(candidate.kept for candidate in candidates)
+    if kept:
+        needed = (limits.target_size - kept) / (kept / len(candidates))
+        wanted = min(wanted, math.ceil(1.2 * needed))  # a fifth more: a guess that mostly saves a tiny last round
+    return max(1, min(calls_per_round, math.ceil(wanted / per_call)))
+
+
+def diagnosis(candidates: Sequence[Candidate], *, tau: float) -> str:
+    """Return what became of the candidates and what to change, for a loop that kept nothing."""
+    counts = Counter(candidate.reason for candidate in candidates)
+    listed = ", ".join(f"{reason} {count}" for reason, count in counts.most_common())
+    advice = {
+        "high-high": f"F is not confident: raise criterion.tau (now {tau:g}), or use synthesis.decoding: greedy",
+        "high-low": f"F is not confident: raise criterion.tau (now {tau:g}), or use synthesis.decoding: greedy",
+        "low-low": "F and B agree: the prompts miss what the adapter knows; look at the seeds and at the prompts "
+        "with `tuneshift show`",
+        "y_f hit max_new_tokens": "responses do not end: set synthesis.stop or raise synthesis.max_new_tokens",
+        "empty y_f": "F's responses are empty: check prompt_template and synthesis.stop",
+        "duplicate": "the generator repeats itself: raise generator.temperature or give more varied seeds",
+        "unfinished or unreadable prompt": "the generator's text cannot be read: raise generator.max_new_tokens or "
+        "use another generator.kind",
+    }
+    main = counts.most_common(1)[0][0] if counts else ""
+    return (
+        f"{len(candidates)} candidates: {listed or 'none'}. {advice.get(main, 'Look at them with `tuneshift show`')}."
+    )

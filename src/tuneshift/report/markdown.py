@@ -1,0 +1,143 @@
+"""`report.md`: a run's outcome on one page, for people."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from tuneshift.errors import RunDirectoryError
+from tuneshift.evaluate.verdict import sentence
+from tuneshift.run.directory import RunDirectory, write_atomically
+from tuneshift.run.ledger import Ledger
+from tuneshift.run.records import Candidate
+
+EXAMPLES = 8
+
+
+def write_report(run: RunDirectory, ledger: Ledger) -> None:
+    """Write `report.md` from the verdict, the training record and the ledger."""
+    verdict = json.loads(run.verdict.read_text(encoding="utf-8"))
+    training = json.loads(run.training.read_text(encoding="utf-8"))
+    parts = [
+        f"# Transfer report: {ledger.meta('name')}",
+        sentence(verdict),
+        _accuracy(verdict),
+        _selection(verdict),
+        _training(training),
+        "## Time\n\n" + _table(["stage", "seconds"], [[k, f"{v:.1f}"] for k, v in verdict["seconds"].items()]),
+        _examples(ledger.candidates()),
+        "## Settings\n\n```yaml\n" + run.config.read_text(encoding="utf-8") + "```",
+    ]
+    write_atomically(run.report, "\n\n".join(part for part in parts if part) + "\n")
+
+
+def rewrite_report(run: RunDirectory) -> None:
+    """Write `report.md` of a finished run again.
+
+    Raises:
+        RunDirectoryError: the run has no verdict yet.
+    """
+    if not run.verdict.is_file():
+        raise RunDirectoryError(f"{run.path}: there is no verdict to report yet. Finish `tuneshift transfer` first.")
+    with Ledger(run.ledger) as ledger:
+        write_report(run, ledger)
+
+
+def accuracy_rows(verdict: dict[str, Any]) -> list[list[str]]:
+    """Return a row for each arm: what it is, how many items it got right, accuracy and its 95 % interval."""
+    names = {"before": "Target before", "after": "Target after", "source": "Source (fine-tuned)"}
+    return [
+        [
+            label,
+            f"{verdict[arm]['correct']} of {verdict[arm]['n']}",
+            f"{verdict[arm]['accuracy']:.1%}",
+            f"{verdict[arm]['interval']['low']:.1%} to {verdict[arm]['interval']['high']:.1%}",
+            f"{verdict[arm]['hit_length_limit']:.1%}",
+        ]
+        for arm, label in names.items()
+        if verdict[arm] is not None
+    ]
+
+
+ACCURACY_HEADER = ["model", "right", "accuracy", "95 % interval", "hit the length limit"]
+
+
+def _accuracy(verdict: dict[str, Any]) -> str:
+    if verdict["improved"] is None:
+        return ""
+    low, high = verdict["difference_interval"]["low"], verdict["difference_interval"]["high"]
+    lines = [
+        _table(ACCURACY_HEADER, accuracy_rows(verdict)),
+        "",
+        f"- Gain {verdict['difference']:+.1%} (95 % bootstrap interval {low:+.1%} to {high:+.1%}); "
+        f"{verdict['gained_items']} items gained, {verdict['lost_items']} lost; exact McNemar "
+        f"p = {verdict['mcnemar_p']:.3g}.",
+    ]
+    if verdict["recovery"] is None:
+        lines.append(f"- Recovery: n/a ({verdict['recovery_reason']}).")
+    else:
+        interval = verdict["recovery_interval"]
+        shown = (
+            f"95 % interval {interval['low']:.2f} to {interval['high']:.2f}"
+            if interval
+            else f"no interval: {verdict['recovery_reason']}"
+        )
+        lines.append(f"- Recovery (after - before) / (source - before): {verdict['recovery']:.2f} ({shown}).")
+    smallest = verdict["minimum_detectable_difference"]
+    if smallest is not None:
+        lines.append(
+            f"- Smallest gain that {verdict['before']['n']} items show with 80 % power at this rate of changed "
+            f"answers: {smallest:.1%}."
+        )
+    lines.append(f"- {verdict['source_right_after_wrong']} items that the source had right are wrong in the target.")
+    return "## Accuracy\n\n" + "\n".join(lines)
+
+
+def _selection(verdict: dict[str, Any]) -> str:
+    n = verdict["candidates"]
+    rows = [[reason, str(count), f"{count / n:.1%}"] for reason, count in verdict["reasons"].items()]
+    return (
+        f"## Candidates\n\n{n} candidates in {verdict['rounds']} rounds; {verdict['stop_reason']}; "
+        f"tau = {verdict['tau']:g}.\n\n" + _table(["outcome", "candidates", "share"], rows)
+    )
+
+
+def _training(training: dict[str, Any]) -> str:
+    losses = training["losses"]
+    shown = ", ".join(f"{loss:.3f}" for loss in losses)
+    return (
+        f"## Training\n\n{training['steps']} steps on {', '.join(training['target_modules'])} in "
+        f"{training['seconds']:.0f} s. Mean loss by epoch, in nats per response token: {shown}."
+    )
+
+
+def _examples(candidates: Sequence[Candidate]) -> str:
+    answered = [c for c in candidates if c.y_f is not None and c.y_b is not None]
+    step = max(1, len(answered) // EXAMPLES)
+    rows = [
+        [c.text, c.y_f.text, f"{c.y_f.perplexity():.2f}", c.y_b.text, _ppl(c), c.reason]
+        for c in answered[::step][:EXAMPLES]
+        if c.y_f is not None and c.y_f.n_tokens and c.y_b is not None
+    ]
+    header = ["prompt", "F's response", "PPL_F(y_f)", "B's response", "PPL_F(y_b)", "outcome"]
+    return "## Examples\n\n" + _table(header, rows)
+
+
+def _ppl(candidate: Candidate) -> str:
+    scored = candidate.y_b is not None and candidate.y_b.n_tokens > 0
+    return f"{candidate.y_b.perplexity():.2f}" if scored and candidate.y_b else "n/a"
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(_cell(value) for value in line) + " |" for line in lines)
+
+
+def _cell(text: str) -> str:
+    """Make model text harmless in a Markdown table: one line, no markup, no HTML."""
+    flat = " ".join(text.split())
+    shown = flat if len(flat) <= 120 else flat[:117] + "..."
+    for mark in "\\|`*_[]":
+        shown = shown.replace(mark, "\\" + mark)
+    return shown.replace("<", "&lt;").replace(">", "&gt;") or " "

@@ -1,0 +1,86 @@
+"""What `tuneshift show` tells of a run, finished or not, from its ledger alone."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from tuneshift.console import clean
+from tuneshift.run.directory import RunDirectory
+from tuneshift.run.ledger import Ledger
+from tuneshift.run.records import Candidate, Response
+
+
+def run_status(path: Path, *, examples: int) -> dict[str, Any]:
+    """Return the phase, counts by reason, seconds by stage and the newest candidates of each outcome."""
+    run = RunDirectory.existing(path)
+    with Ledger(run.ledger) as ledger:
+        candidates, rounds = ledger.candidates(), ledger.rounds()
+        stop, seconds = ledger.meta("stop_reason"), ledger.seconds()
+    newest: dict[str, list[dict[str, Any]]] = {}
+    for candidate in reversed(candidates):
+        shown = newest.setdefault(candidate.reason, [])
+        if len(shown) < examples:
+            shown.append(_example(candidate))
+    verdict = json.loads(run.verdict.read_text(encoding="utf-8")) if run.verdict.exists() else None
+    return {
+        "run": str(path),
+        "phase": _phase(run, stop),
+        "rounds": len(rounds),
+        "candidates": len(candidates),
+        "kept": sum(candidate.kept for candidate in candidates),
+        "stop_reason": stop,
+        "reasons": dict(Counter(candidate.reason for candidate in candidates).most_common()),
+        "seconds": {"synthesis": sum(entry.seconds for entry in rounds), **seconds},
+        "improved": verdict["improved"] if verdict else None,
+        "examples": newest,
+    }
+
+
+def status_lines(status: dict[str, Any]) -> list[str]:
+    """Return the status for a terminal."""
+    lines = [
+        f"{status['run']}: {status['phase']}",
+        f"{status['kept']} kept of {status['candidates']} candidates in {status['rounds']} rounds",
+        *(f"  {count:6d}  {reason}" for reason, count in status["reasons"].items()),
+        "seconds: " + ", ".join(f"{stage} {value:.0f}" for stage, value in status["seconds"].items()),
+    ]
+    for reason, examples in status["examples"].items():
+        lines.append(f"newest, {reason}:")
+        for example in examples:
+            lines.append(f"  {example['text']!r}")
+            lines += [
+                f"      {role}: {example[role]['text']!r}  PPL_F {_number(example[role]['perplexity'])}"
+                for role in ("y_f", "y_b")
+                if example[role] is not None
+            ]
+    return [clean(line) for line in lines]
+
+
+def _phase(run: RunDirectory, stop: str | None) -> str:
+    if run.manifest.exists():
+        return "finished"
+    if stop is None:
+        return "synthesis"
+    return "evaluation" if run.training.exists() else "distillation"
+
+
+def _example(candidate: Candidate) -> dict[str, Any]:
+    return {
+        "id": candidate.id,
+        "text": candidate.text,
+        "y_f": _response(candidate.y_f),
+        "y_b": _response(candidate.y_b),
+    }
+
+
+def _response(response: Response | None) -> dict[str, Any] | None:
+    if response is None:
+        return None
+    return {"text": response.text, "perplexity": response.perplexity() if response.n_tokens else None}
+
+
+def _number(value: float | None) -> str:
+    return "n/a" if value is None else f"{value:.2f}"

@@ -1,0 +1,125 @@
+"""A run directory: the only place that knows its file names, the lock that guards it, and atomic writes.
+
+config.yaml            the configuration as written (variables not expanded)
+ledger.sqlite          every generator call, candidate, response and decision
+dataset/kept.jsonl     the kept pairs, in the order in which they were kept
+adapter/               the target's PEFT adapter, tokenizer and model card; checkpoints/ while it trains
+training.json          what the training did
+evaluation/*.jsonl     per-item results of each arm
+verdict.json           the evaluated outcome, with intervals
+report.md              all of it, readable
+manifest.json          sha256 of the artefacts, versions, device, git commit; written last
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import socket
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from tuneshift.errors import RunDirectoryError
+
+
+class RunDirectory:
+    """A locked run directory, as a context manager.
+
+    A directory that this process created is removed again when the run ends by an error before `keep` was called,
+    so that a refused input leaves nothing behind.
+
+    Raises:
+        RunDirectoryError: another process holds the lock, or the path is no directory that can be written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.yaml"
+        self.ledger = path / "ledger.sqlite"
+        self.dataset = path / "dataset" / "kept.jsonl"
+        self.adapter = path / "adapter"
+        self.checkpoints = path / "checkpoints"
+        self.training = path / "training.json"
+        self.evaluation = path / "evaluation"
+        self.verdict = path / "verdict.json"
+        self.report = path / "report.md"
+        self.manifest = path / "manifest.json"
+        self._lock: int | None = None
+        self._created = False
+
+    def __enter__(self) -> RunDirectory:
+        self._created = not self.path.exists()
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise RunDirectoryError(
+                f"{self.path}: no run directory can be made here ({error.strerror}). Give another --run-dir."
+            ) from error
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            holder = os.read(self._lock, 200).decode(errors="replace") or "another process"
+            os.close(self._lock)
+            self._lock = None
+            raise RunDirectoryError(
+                f"{self.path}: in use by {holder}. Wait for it, stop it, or give another --run-dir."
+            ) from error
+        os.ftruncate(self._lock, 0)
+        os.pwrite(self._lock, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is not None and self._created:
+            shutil.rmtree(self.path, ignore_errors=True)
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def keep(self) -> None:
+        """Say that the directory holds results from now on and outlives an error."""
+        self._created = False
+
+    @classmethod
+    def existing(cls, path: Path) -> RunDirectory:
+        """Return the directory of a run that was started before.
+
+        Raises:
+            RunDirectoryError: there is none.
+        """
+        run = cls(path)
+        if not run.ledger.is_file():
+            raise RunDirectoryError(
+                f"{path}: holds no ledger.sqlite, so no run was started here. Give the folder that "
+                "`tuneshift transfer` printed."
+            )
+        return run
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write a file so that after a crash it holds all of `content` or what it held before."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with temporary.open("wb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    os.fsync(folder)
+    os.close(folder)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON document atomically; not-a-number and infinity are refused, since JSON has neither."""
+    write_atomically(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def jsonl(rows: list[dict[str, Any]]) -> str:
+    """Return rows as JSON lines, byte for byte the same for the same rows."""
+    return "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)

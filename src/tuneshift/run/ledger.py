@@ -1,0 +1,211 @@
+"""The ledger: a run's SQLite database, from which its whole state can be rebuilt.
+
+One writer (the run directory's lock sees to it), write-ahead log, full synchronisation. A round commits whole, so after
+a kill at any instant the ledger holds complete rounds only, plus generator calls whose text need not be bought again.
+Log-probabilities are JSON numbers, which Python writes and reads without loss; a sum that is not a number is NULL.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tuneshift.errors import RunDirectoryError
+from tuneshift.run.records import Candidate, GeneratorCall, Response
+
+APPLICATION_ID = 0x54534B44  # "TSKD"
+SCHEMA_VERSION = 1
+SCHEMA = """
+CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE calls (
+    id TEXT PRIMARY KEY, round INTEGER NOT NULL, demos TEXT NOT NULL, prompt TEXT NOT NULL, raw TEXT NOT NULL,
+    finished TEXT NOT NULL, generated_tokens INTEGER NOT NULL, seconds REAL NOT NULL
+);
+CREATE TABLE rounds (round INTEGER PRIMARY KEY, tau REAL NOT NULL, seconds REAL NOT NULL);
+CREATE TABLE candidates (
+    id TEXT PRIMARY KEY, round INTEGER NOT NULL REFERENCES rounds, call_id TEXT NOT NULL REFERENCES calls,
+    text TEXT NOT NULL, prompt TEXT NOT NULL, kept INTEGER NOT NULL, reason TEXT NOT NULL
+);
+CREATE TABLE responses (
+    candidate_id TEXT NOT NULL REFERENCES candidates, role TEXT NOT NULL CHECK (role IN ('y_f', 'y_b')),
+    text TEXT NOT NULL, token_ids TEXT NOT NULL, token_logprobs TEXT NOT NULL, sum_logprob REAL,
+    n_tokens INTEGER NOT NULL, eos_logprob REAL, finish_reason TEXT NOT NULL, reencoded INTEGER NOT NULL,
+    PRIMARY KEY (candidate_id, role)
+);
+CREATE TABLE stage_seconds (stage TEXT NOT NULL, seconds REAL NOT NULL);
+"""
+
+
+@dataclass(frozen=True)
+class RoundSummary:
+    """A round as it was committed: the tau that decided it and how long it took, in seconds."""
+
+    round: int
+    tau: float
+    seconds: float
+
+
+class Ledger:
+    """The database of one run, as a context manager.
+
+    Raises:
+        RunDirectoryError: the file is damaged, or no ledger of this version.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._db = sqlite3.connect(path, isolation_level=None)
+        try:
+            self._open()
+        except sqlite3.DatabaseError as error:
+            self._db.close()
+            raise RunDirectoryError(
+                f"{path}: damaged ({error}). Restore it from a backup, or start again with another --run-dir."
+            ) from error
+
+    def __enter__(self) -> Ledger:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._db.close()
+
+    def meta(self, key: str) -> str | None:
+        """Return a stored setting of the run, or `None`."""
+        row = self._db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
+        return None if row is None else str(row[0])
+
+    def set_meta(self, **values: str) -> None:
+        """Store settings of the run."""
+        with self._transaction():
+            self._db.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", values.items())
+
+    def record_calls(self, calls: Sequence[GeneratorCall]) -> None:
+        """Commit generator calls with their raw text, before anything is parsed."""
+        with self._transaction():
+            self._db.executemany(
+                "INSERT INTO calls VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                [
+                    (
+                        *(c.id, c.round, json.dumps(c.demos), c.prompt, json.dumps(c.raw), json.dumps(c.finished)),
+                        *(c.generated_tokens, c.seconds),
+                    )
+                    for c in calls
+                ],
+            )
+
+    def record_round(self, summary: RoundSummary, candidates: Sequence[Candidate]) -> None:
+        """Commit a whole round: all its candidates with responses and decisions, or nothing."""
+        responses = [(c.id, role, r) for c in candidates for role, r in (("y_f", c.y_f), ("y_b", c.y_b)) if r]
+        with self._transaction():
+            self._db.execute("INSERT INTO rounds VALUES (?, ?, ?)", (summary.round, summary.tau, summary.seconds))
+            self._db.executemany(
+                "INSERT INTO candidates VALUES (?, ?, ?, ?, ?, ?, ?)",
+                [(c.id, c.round, c.call_id, c.text, c.prompt, int(c.kept), c.reason) for c in candidates],
+            )
+            self._db.executemany(
+                "INSERT INTO responses VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                [
+                    (
+                        *(candidate_id, role, r.text, json.dumps(r.token_ids), json.dumps(r.token_logprobs)),
+                        *(r.sum_logprob, r.n_tokens, r.eos_logprob, r.finish_reason, int(r.reencoded)),
+                    )
+                    for candidate_id, role, r in responses
+                ],
+            )
+
+    def calls(self, round_index: int | None = None) -> list[GeneratorCall]:
+        """Return the generator calls of one round, or of all, in order."""
+        where, values = ("WHERE round = ?", (round_index,)) if round_index is not None else ("", ())
+        rows = self._db.execute(f"SELECT * FROM calls {where} ORDER BY id", values)
+        return [
+            GeneratorCall(
+                id=row[0],
+                round=row[1],
+                demos=tuple(json.loads(row[2])),
+                prompt=row[3],
+                raw=tuple(json.loads(row[4])),
+                finished=tuple(json.loads(row[5])),
+                generated_tokens=row[6],
+                seconds=row[7],
+            )
+            for row in rows
+        ]
+
+    def rounds(self) -> list[RoundSummary]:
+        """Return the committed rounds in order."""
+        return [RoundSummary(*row) for row in self._db.execute("SELECT * FROM rounds ORDER BY round")]
+
+    def candidates(self) -> list[Candidate]:
+        """Return every candidate with its responses, in the order in which they were written."""
+        responses: dict[tuple[str, str], Response] = {}
+        for row in self._db.execute("SELECT * FROM responses"):
+            responses[row[0], row[1]] = Response(
+                text=row[2],
+                token_ids=tuple(json.loads(row[3])),
+                token_logprobs=tuple(json.loads(row[4])),
+                eos_logprob=row[7],
+                finish_reason=row[8],
+                reencoded=bool(row[9]),
+            )
+        return [
+            Candidate(
+                id=row[0],
+                round=row[1],
+                call_id=row[2],
+                text=row[3],
+                prompt=row[4],
+                kept=bool(row[5]),
+                reason=row[6],
+                y_f=responses.get((row[0], "y_f")),
+                y_b=responses.get((row[0], "y_b")),
+            )
+            for row in self._db.execute("SELECT * FROM candidates ORDER BY id")
+        ]
+
+    def add_seconds(self, stage: str, seconds: float) -> None:
+        """Add time spent in a stage; a stopped and continued stage adds up."""
+        with self._transaction():
+            self._db.execute("INSERT INTO stage_seconds VALUES (?, ?)", (stage, seconds))
+
+    def seconds(self) -> dict[str, float]:
+        """Return the seconds spent by stage, synthesis from its committed rounds."""
+        rows = self._db.execute("SELECT stage, sum(seconds) FROM stage_seconds GROUP BY stage ORDER BY min(rowid)")
+        return {stage: seconds for stage, seconds in rows}
+
+    def _open(self) -> None:
+        self._db.execute("PRAGMA busy_timeout = 5000")
+        self._db.execute("PRAGMA journal_mode = WAL")
+        self._db.execute("PRAGMA synchronous = FULL")
+        self._db.execute("PRAGMA foreign_keys = ON")
+        application, version = (
+            self._db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version")
+        )
+        if (application, version) == (0, 0):
+            self._db.executescript(
+                f"BEGIN; {SCHEMA} PRAGMA application_id = {APPLICATION_ID}; "
+                f"PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
+            )
+        elif (application, version) != (APPLICATION_ID, SCHEMA_VERSION):
+            raise sqlite3.DatabaseError(f"application {application:#x} version {version}, not a TuneShift ledger")
+        problems = self._db.execute("PRAGMA quick_check").fetchone()[0]
+        if problems != "ok":
+            raise sqlite3.DatabaseError(problems)
+
+    def _transaction(self) -> _Transaction:
+        return _Transaction(self._db)
+
+
+class _Transaction:
+    """All statements inside commit together, or none does."""
+
+    def __init__(self, db: sqlite3.Connection) -> None:
+        self._db = db
+
+    def __enter__(self) -> None:
+        self._db.execute("BEGIN IMMEDIATE")
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        self._db.execute("COMMIT" if kind is None else "ROLLBACK")

@@ -1,0 +1,83 @@
+"""The manifest: what a run is made of and where; written last, so that its existence vouches for the rest."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import tuneshift
+from tuneshift.models import file_sha256
+from tuneshift.run.directory import RunDirectory, write_json
+from tuneshift.run.ledger import Ledger
+
+LIBRARIES = ("torch", "transformers", "peft", "trl", "datasets", "accelerate", "tokenizers", "numpy", "scipy")
+
+
+def write_manifest(run: RunDirectory, ledger: Ledger) -> None:
+    """Write `manifest.json`: sha256 of every artefact, models, versions, device, git commit of the code."""
+    artefacts = [run.config, run.dataset, run.training, run.verdict, run.report]
+    artefacts += sorted(run.evaluation.glob("*.jsonl"))
+    artefacts += sorted(path for path in run.adapter.glob("*") if path.is_file())
+    described = ledger.meta("models")
+    manifest = {
+        "fingerprint": ledger.meta("fingerprint"),
+        "files": {str(p.relative_to(run.path)): file_sha256(p) for p in artefacts if p.exists()},
+        "models": json.loads(described) if described else None,
+        **environment(),
+    }
+    write_json(run.manifest, manifest)
+
+
+def environment() -> dict[str, Any]:
+    """Return versions, hardware and the code's git state: what a reader needs to judge a number."""
+    return {
+        "tuneshift": tuneshift.__version__,
+        "git": git_state(Path(__file__).parent),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)),
+        "cuda": _cuda_devices(),
+        "versions": {name: _version(name) for name in LIBRARIES},
+    }
+
+
+def git_state(folder: Path) -> dict[str, Any] | None:
+    """Return the commit that `folder` is checked out at and whether it has local changes; `None` outside git."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(folder), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
+    try:
+        if Path(git("rev-parse", "--show-toplevel")) != folder.parents[1]:
+            return None  # an installed copy inside somebody else's repository
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _processor() -> str | None:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or None
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), None)
+
+
+def _cuda_devices() -> list[str]:
+    import torch
+
+    return [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]

@@ -1,0 +1,82 @@
+"""What the ledger stores of a candidate: plain facts, from which every decision can be taken again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from tuneshift.scoring import perplexity
+
+FinishReason = Literal["eos", "stop", "length"]
+"""Why a response ended: the model's EOS, a stop string, or the length limit (then it is unfinished)."""
+
+
+@dataclass(frozen=True)
+class Response:
+    """A model's response to a candidate, scored under F.
+
+    `token_ids` and `token_logprobs` cover the response without EOS and without the stop string; log-probabilities
+    are raw (before temperature), in nats, under F, whichever model wrote the response. `eos_logprob` is set when
+    the response ended with EOS. `reencoded` tells that the ids are not the sampled ones but the text's, because
+    the writer had another tokenizer or the stop string began inside a token.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    token_logprobs: tuple[float, ...]
+    eos_logprob: float | None
+    finish_reason: FinishReason
+    reencoded: bool
+
+    @property
+    def n_tokens(self) -> int:
+        """N of the paper's eq. 4: tokens without EOS."""
+        return len(self.token_ids)
+
+    @property
+    def sum_logprob(self) -> float:
+        """Sum of the tokens' log-probabilities under F, in nats, without EOS."""
+        return sum(self.token_logprobs)
+
+    def perplexity(self, *, count_eos: bool = False) -> float:
+        """Return PPL_F; with `count_eos` the EOS counts as a token where one was generated."""
+        if count_eos and self.eos_logprob is not None:
+            return perplexity(self.sum_logprob + self.eos_logprob, self.n_tokens + 1)
+        return perplexity(self.sum_logprob, self.n_tokens)
+
+
+@dataclass(frozen=True)
+class GeneratorCall:
+    """One call of the prompt generator.
+
+    `demos` are the ids of the pool items shown to it; `raw` is what it wrote, before any parsing, one entry per
+    continuation, with `finished` false where the length limit cut it.
+    """
+
+    id: str
+    round: int
+    demos: tuple[str, ...]
+    prompt: str
+    raw: tuple[str, ...]
+    finished: tuple[bool, ...]
+    generated_tokens: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A generated prompt, its two responses and what was decided about it.
+
+    `text` is what the generator wrote, `prompt` the text in its template. Candidates dropped before they were
+    answered have no responses. `reason` is "kept", or why it was dropped.
+    """
+
+    id: str
+    round: int
+    call_id: str
+    text: str
+    prompt: str
+    kept: bool
+    reason: str
+    y_f: Response | None = None
+    y_b: Response | None = None

@@ -1,0 +1,139 @@
+"""From the configuration to the objects of a run. The only module besides the door that reads `Config`'s sections.
+
+Stages take plain arguments; here they are picked out of the configuration, and models are opened, checked and freed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from tuneshift.config import LoadedConfig
+from tuneshift.criteria import Criterion
+from tuneshift.datafiles import Seed
+from tuneshift.engines.base import Decoding, Engine
+from tuneshift.engines.hf import HfEngine
+from tuneshift.engines.source import Source, open_source
+from tuneshift.models import LoadOptions, resolve_adapter, resolve_model
+from tuneshift.preflight import Inputs, ModelChecks, check_models, length_check
+from tuneshift.progress import Progress
+from tuneshift.prompts.generators import PromptGenerator
+from tuneshift.prompts.stopping import Limits
+
+
+@dataclass(frozen=True)
+class SynthesisModels:
+    """F, B and G, opened and checked; `fits` tells whether a prompt leaves room for a response everywhere."""
+
+    source: Source
+    generator: PromptGenerator
+    fits: Callable[[str], bool]
+    checks: ModelChecks
+
+
+@contextmanager
+def synthesis_models(loaded: LoadedConfig, inputs: Inputs, progress: Progress) -> Iterator[SynthesisModels]:
+    """Open F, B and G, check them against the user's files, and free them at the end."""
+    config = loaded.config
+    progress.note(f"Loading the source: {config.source.base} with {config.source.adapter or config.source.model}")
+    source = open_run_source(loaded, inputs.seeds)
+    engine: Engine = source.engine
+    try:
+        fits = length_check(
+            engines=source.engines(),
+            target=resolve_model(config.target.model),
+            max_new_tokens=config.synthesis.max_new_tokens,
+            trust_remote_code=config.run.trust_remote_code,
+        )
+        checks = check_models(source, inputs, decoding=answer_decoding(loaded), demos=config.synthesis.demos, fits=fits)
+        progress.note(f"The adapter acts: it moves a seed token's log-probability by {checks.adapter_effect:.2f} nats")
+        for warning in checks.warnings:
+            progress.note(f"Warning: {warning}")
+        if config.generator.model not in ("source", "base"):
+            own = config.target.model if config.generator.model == "target" else config.generator.model
+            progress.note(f"Loading the prompt generator: {own}")
+            engine = HfEngine.open(resolve_model(own), load=load_options(loaded))
+        yield SynthesisModels(source, prompt_generator(loaded, engine), fits, checks)
+    finally:
+        source.close()
+        if engine is not source.engine:
+            engine.close()
+
+
+def open_run_source(loaded: LoadedConfig, seeds: Sequence[Seed]) -> Source:
+    """Open F and B as the configuration names them; the canary runs on the seeds."""
+    section = loaded.config.source
+    return open_source(
+        base=section.base,
+        adapter=resolve_adapter(section.adapter) if section.adapter else None,
+        model=section.model,
+        substitute_base=section.substitute_base,
+        same_base=section.same_base,
+        canary_prompts=[seed.prompt for seed in seeds],
+        load=load_options(loaded),
+    )
+
+
+def prompt_generator(loaded: LoadedConfig, engine: Engine) -> PromptGenerator:
+    """Return the configured generator on an opened engine."""
+    section, synthesis = loaded.config.generator, loaded.config.synthesis
+    items = synthesis.per_call if section.kind == "chat" else 1  # a chat model writes all of a call in one text
+    return PromptGenerator(
+        engine=engine,
+        kind=section.kind,
+        instruction=section.instruction,
+        demos=synthesis.demos,
+        per_call=synthesis.per_call,
+        decoding=Decoding(
+            temperature=section.temperature,
+            top_p=section.top_p,
+            top_k=section.top_k,
+            max_new_tokens=section.max_new_tokens * items,
+        ),
+        run_seed=loaded.config.run.seed,
+        fine_tuned=section.model == "source",
+    )
+
+
+def criterion_of(loaded: LoadedConfig) -> Criterion:
+    """Return the configured rule; an automatic tau starts at the paper's and is calibrated in the first round."""
+    section = loaded.config.criterion.model_dump(exclude={"calibration"})
+    tau = 1.5 if section["tau"] == "auto" else section["tau"]
+    return Criterion(**{**section, "tau": tau}, seed=loaded.config.run.seed)
+
+
+def calibration_of(loaded: LoadedConfig) -> int | None:
+    """Return on how many candidates tau is calibrated, or `None` for a fixed tau."""
+    section = loaded.config.criterion
+    return section.calibration if section.tau == "auto" else None
+
+
+def answer_decoding(loaded: LoadedConfig) -> Decoding:
+    """Return how F and B answer."""
+    section = loaded.config.synthesis
+    temperature = 0.0 if section.decoding == "greedy" else 1.0
+    return Decoding(temperature=temperature, max_new_tokens=section.max_new_tokens, stop=section.stop)
+
+
+def limits_of(loaded: LoadedConfig) -> Limits:
+    """Return the loop's limits."""
+    section = loaded.config.synthesis
+    return Limits(section.target_size, section.max_candidates, section.max_rounds, section.patience)
+
+
+def load_options(loaded: LoadedConfig) -> LoadOptions:
+    """Return how weights are placed."""
+    section = loaded.config.run
+    return LoadOptions(section.device, section.dtype, section.trust_remote_code)
+
+
+def trainer_settings(loaded: LoadedConfig) -> dict[str, Any]:
+    """Return the arguments of `distill` that the configuration sets."""
+    return {
+        **loaded.config.distill.model_dump(),
+        "target": resolve_model(loaded.config.target.model),
+        "seed": loaded.config.run.seed,
+        "load": load_options(loaded),
+    }

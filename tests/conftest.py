@@ -1,0 +1,148 @@
+"""Tiny models of two architectures with a real tokenizer: everything runs for real, in seconds."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from tokenizers import Tokenizer, decoders, models, trainers
+from transformers import (
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+
+CORPUS = [
+    "play some jazz by miles davis",
+    "book a table for two in boston tonight",
+    "what is the weather in paris tomorrow",
+    "rate this novel five stars",
+    "add this song to my workout playlist",
+    "Request: find me the movie times nearby\nIntent: SearchScreeningEvent\n- play a song\n",
+]
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """Folders of tiny models: a Llama with an adapter, and a Gemma 3 with another vocabulary."""
+
+    llama: Path
+    adapter: Path
+    gemma: Path
+
+
+def make_tokenizer(vocab_size: int, *, bos: bool) -> PreTrainedTokenizerFast:
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+    tokenizer.decoder = decoders.Fuse()
+    # Few characters, so that a random model writes a line break now and then.
+    special = ["<pad>", "<eos>", "<bos>", "<unk>"]
+    trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=special, show_progress=False)
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    if bos:
+        from tokenizers.processors import TemplateProcessing
+
+        tokenizer.post_processor = TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 2)])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", bos_token="<bos>")
+
+
+def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> Path:
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def make_adapter(base: Path, folder: Path, *, scale: float, seed: int = 1) -> Path:
+    """Save a LoRA whose B matrices are random with standard deviation `scale` (0: changes nothing)."""
+    model = LlamaForCausalLM.from_pretrained(base)
+    torch.manual_seed(seed)
+    peft_model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj", "v_proj"]))
+    for name, parameter in peft_model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=scale) if scale else torch.nn.init.zeros_(parameter)
+    peft_model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    root = tmp_path_factory.mktemp("models")
+    llama_tokenizer, gemma_tokenizer = make_tokenizer(44, bos=False), make_tokenizer(60, bos=True)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2}
+    torch.manual_seed(0)
+    llama = LlamaForCausalLM(
+        LlamaConfig(
+            **sizes,
+            num_hidden_layers=2,
+            vocab_size=len(llama_tokenizer),
+            max_position_embeddings=256,
+            pad_token_id=0,
+            eos_token_id=1,
+            bos_token_id=2,
+            tie_word_embeddings=True,
+            initializer_range=0.2,
+        )
+    )
+    gemma = Gemma3ForCausalLM(
+        Gemma3TextConfig(
+            **sizes,
+            head_dim=8,
+            num_hidden_layers=6,
+            vocab_size=len(gemma_tokenizer),
+            max_position_embeddings=256,
+            sliding_window=16,
+            pad_token_id=0,
+            eos_token_id=1,
+            bos_token_id=2,
+            initializer_range=0.2,
+        )
+    )
+    save(llama, llama_tokenizer, root / "tiny-llama")
+    save(gemma, gemma_tokenizer, root / "tiny-gemma")
+    make_adapter(root / "tiny-llama", root / "adapter", scale=0.5)
+    return Tiny(root / "tiny-llama", root / "adapter", root / "tiny-gemma")
+
+
+def write_jsonl(path: Path, rows: list[dict[str, str]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def write_project(folder: Path, tiny: Tiny, **sections: object) -> Path:
+    """Write seeds, evaluation items and a configuration for a transfer between the tiny models."""
+    write_jsonl(folder / "seeds.jsonl", [{"prompt": f"Request: {text}\nIntent:"} for text in CORPUS[:5]])
+    write_jsonl(
+        folder / "test.jsonl", [{"prompt": f"Request: {text} now\nIntent:", "reference": "x"} for text in CORPUS[:5]]
+    )
+    config: dict[str, object] = {
+        "source": {"base": str(tiny.llama), "adapter": str(tiny.adapter)},
+        "target": {"model": str(tiny.gemma)},
+        "generator": {"model": "base", "max_new_tokens": 32},
+        "seeds": "seeds.jsonl",
+        "prompt_template": "Request: {text}\nIntent:",
+        "synthesis": {
+            "target_size": 12,
+            "per_call": 5,
+            "calls_per_round": 2,
+            "demos": 3,
+            "max_new_tokens": 24,
+            "stop": ["\n"],
+            "max_candidates": 400,
+        },
+        "criterion": {"name": "random", "keep_rate": 0.5},
+        "distill": {"num_train_epochs": 2, "r": 2, "per_device_train_batch_size": 4},
+        "evaluation": {"data": "test.jsonl"},
+        "run": {"dtype": "float32"},
+    }
+    for name, values in sections.items():
+        config[name] = {**config.get(name, {}), **values} if isinstance(values, dict) else values  # type: ignore[dict-item]
+    path = folder / "config.yaml"
+    path.write_text(json.dumps(config), encoding="utf-8")  # JSON is YAML
+    return path

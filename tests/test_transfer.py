@@ -1,0 +1,170 @@
+"""The whole command line on tiny random models of two architectures: exact files, exact counts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import Tiny, write_project
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from tuneshift import cli
+from tuneshift.run.ledger import Ledger
+
+RUN_FILES = {
+    ".lock", "config.yaml", "ledger.sqlite", "dataset/kept.jsonl", "training.json", "verdict.json", "report.md",
+    "manifest.json", "evaluation/before.jsonl", "evaluation/after.jsonl", "evaluation/source.jsonl",
+    "adapter/README.md", "adapter/adapter_config.json", "adapter/adapter_model.safetensors",
+    "adapter/tokenizer.json", "adapter/tokenizer_config.json",
+}  # fmt: skip
+
+
+def run_cli(*arguments: str) -> int:
+    """Run the command line in this process and return its exit code."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["tuneshift", *arguments])
+        try:
+            cli.main()
+        except SystemExit as exit_:
+            return int(exit_.code or 0)
+    return 0
+
+
+def files(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def finished(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("transfer")
+    config = write_project(folder, tiny)
+    assert run_cli("transfer", str(config), "--run-dir", str(folder / "run")) == 3  # random models do not improve
+    return folder / "run"
+
+
+def test_a_transfer_makes_exactly_these_files(finished: Path) -> None:
+    assert files(finished) == RUN_FILES
+
+
+def test_counts_agree_between_ledger_dataset_and_verdict(finished: Path) -> None:
+    verdict = json.loads((finished / "verdict.json").read_text())
+    with Ledger(finished / "ledger.sqlite") as ledger:
+        candidates, calls = ledger.candidates(), ledger.calls()
+    kept = [candidate for candidate in candidates if candidate.kept]
+    rows = [json.loads(line) for line in (finished / "dataset/kept.jsonl").read_text().splitlines()]
+    assert len(rows) == 12
+    assert [row["id"] for row in rows] == [candidate.id for candidate in kept[:12]]
+    assert verdict["candidates"] == len(candidates) == 5 * len(calls)
+    assert verdict["kept"] == len(kept)
+    assert sum(verdict["reasons"].values()) == len(candidates)
+    assert verdict["before"]["n"] == verdict["after"]["n"] == verdict["source"]["n"] == 5
+    assert set(verdict["seconds"]) == {"synthesis", "distill", "evaluate"}
+    assert verdict["peak_memory_bytes"] > 2**20
+
+
+def test_every_answered_candidate_has_two_scored_responses(finished: Path) -> None:
+    with Ledger(finished / "ledger.sqlite") as ledger:
+        answered = [candidate for candidate in ledger.candidates() if candidate.y_f is not None]
+    assert answered
+    for candidate in answered:
+        assert candidate.y_b is not None
+        for response in (candidate.y_f, candidate.y_b):
+            assert response is not None
+            assert len(response.token_ids) == len(response.token_logprobs)
+            assert "\n" not in response.text
+
+
+def test_parents_are_seeds_or_kept_candidates_of_earlier_rounds(finished: Path) -> None:
+    with Ledger(finished / "ledger.sqlite") as ledger:
+        kept = {c.id: c.round for c in ledger.candidates() if c.kept}
+        calls = ledger.calls()
+    assert any(demo in kept for call in calls for demo in call.demos)
+    for call in calls:
+        assert len(set(call.demos)) == 3
+        assert all(demo.startswith("s") or kept[demo] < call.round for demo in call.demos)
+
+
+def test_the_adapter_loads_and_only_its_weights_were_trained(finished: Path, tiny: Tiny) -> None:
+    base = AutoModelForCausalLM.from_pretrained(tiny.gemma)
+    before = {name: value.clone() for name, value in base.state_dict().items()}
+    adapted = PeftModel.from_pretrained(base, str(finished / "adapter"))
+    weights = load_file(finished / "adapter/adapter_model.safetensors")
+    assert any(value.abs().max() > 0 for name, value in weights.items() if "lora_B" in name)
+    with adapted.disable_adapter():
+        ids = torch.arange(3, 40)[None]
+        fresh = AutoModelForCausalLM.from_pretrained(tiny.gemma)
+        assert torch.equal(adapted(input_ids=ids).logits, fresh(input_ids=ids).logits)
+    assert set(before) == set(fresh.state_dict())
+
+
+def test_the_manifest_vouches_for_every_artefact(finished: Path) -> None:
+    from tuneshift.models import file_sha256
+
+    manifest = json.loads((finished / "manifest.json").read_text())
+    assert set(manifest["files"]) == RUN_FILES - {".lock", "ledger.sqlite", "manifest.json"}
+    for name, digest in manifest["files"].items():
+        assert file_sha256(finished / name) == digest
+
+
+def test_the_same_command_on_a_finished_run_changes_nothing(finished: Path) -> None:
+    before = {name: (finished / name).read_bytes() for name in ("dataset/kept.jsonl", "verdict.json", "training.json")}
+    assert run_cli("transfer", str(finished.parent / "config.yaml"), "--run-dir", str(finished)) == 3
+    for name in ("dataset/kept.jsonl", "training.json"):
+        assert (finished / name).read_bytes() == before[name]
+
+
+def test_a_changed_configuration_is_refused_with_a_diff(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = str(finished.parent / "config.yaml")
+    code = run_cli("transfer", config, "--run-dir", str(finished), "--set", "synthesis.target_size=13")
+    assert code == 4
+    assert "synthesis.target_size: 12 -> 13" in capsys.readouterr().err
+    assert files(finished) == RUN_FILES
+
+
+def test_json_is_the_last_line_of_stdout(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_cli("show", str(finished), "--json") == 0
+    status = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert status["phase"] == "finished"
+    assert status["candidates"] == sum(status["reasons"].values())
+
+
+def test_reselect_with_the_same_rule_keeps_the_same(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_cli("reselect", str(finished), "--json") == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert result["added"] == result["removed"] == 0
+    assert run_cli("reselect", str(finished), "--set", "criterion=none", "--json") == 0
+    everything = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert everything["kept"] > result["kept"]
+    assert everything["removed"] == 0
+
+
+@pytest.mark.parametrize("name", ["prompt-completion", "messages", "alpaca"])
+def test_export_writes_every_kept_pair(finished: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_cli("export", str(finished), "--format", name) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 12
+
+
+def test_evaluate_again_on_other_data(finished: Path, tiny: Tiny, tmp_path: Path) -> None:
+    import shutil
+
+    copy = tmp_path / "run"
+    shutil.copytree(finished, copy)
+    items = tmp_path / "two.jsonl"
+    items.write_text('{"prompt": "a b", "reference": "c"}\n{"prompt": "d e", "reference": "f"}\n')
+    assert run_cli("evaluate", str(copy), "--set", f"evaluation.data={items}") == 3
+    assert json.loads((copy / "verdict.json").read_text())["before"]["n"] == 2
+    assert run_cli("report", str(copy)) == 0
+
+
+def test_plan_estimates_and_writes_nothing(tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = write_project(tmp_path, tiny)
+    before = files(tmp_path)
+    assert run_cli("plan", str(config), "--json") == 0
+    estimate = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert estimate["probe"]["candidates"] == 20
+    assert estimate["training_steps"] == 2 * 3
+    assert files(tmp_path) == before
