@@ -90,7 +90,7 @@ def plan(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = Fals
 @app.command()
 def reselect(run: RunPath, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Decide a run's candidates again under another criterion, without touching a model."""
-    from tuneshift.reselect import reselect as run_reselect
+    from tuneshift.again import reselect as run_reselect
     from tuneshift.run.directory import RunDirectory
 
     with RunDirectory.existing(run) as directory:
@@ -104,8 +104,8 @@ def evaluate(run: RunPath, overrides: Overrides = None, as_json: AsJson = False)
     from tuneshift.run.directory import RunDirectory
 
     with RunDirectory.existing(run) as directory:
+        from tuneshift.again import evaluate_again
         from tuneshift.console import open_progress
-        from tuneshift.evaluate.evidence import evaluate_again
 
         _quiet_libraries()
         verdict = evaluate_again(directory, overrides or [], progress=open_progress())
@@ -183,6 +183,16 @@ def models(
 
     _quiet_libraries()
     typer.echo(str(prepare_models(folder, progress=open_progress())))
+
+
+@app.command("config")
+def configuration(
+    as_json: Annotated[bool, typer.Option("--json", help="Print the JSON Schema instead, for editors.")] = False,
+) -> None:
+    """Print what can be set in a configuration file, with defaults and units."""
+    from tuneshift.reference import configuration_reference, configuration_schema
+
+    typer.echo(json.dumps(configuration_schema()) if as_json else configuration_reference(), nl=as_json)
 
 
 @app.command()

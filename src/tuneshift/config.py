@@ -49,6 +49,11 @@ def _path_or_hub_id(value: str, info: ValidationInfo) -> str:
     return path if explicit or Path(path).exists() else value
 
 
+def _generator_model(value: str, info: ValidationInfo) -> str:
+    """Leave the names of the run's own models as they are."""
+    return value if value in ("source", "base", "target") else _path_or_hub_id(value, info)
+
+
 PathText = Annotated[str, AfterValidator(_from_folder)]
 ModelText = Annotated[str, AfterValidator(_path_or_hub_id)]
 
@@ -94,7 +99,9 @@ class GeneratorSection(Section):
         description="`few_shot`: any model continues a list of examples. `chat`: an instruct model is asked, through "
         'its chat template, to "Generate 20 more samples like these 5" (paper, section 3.4).',
     )
-    model: ModelText = Field("target", description="A model, or `source` (F), `base` (B) or `target` (T).")
+    model: Annotated[str, AfterValidator(_generator_model)] = Field(
+        "target", description="A model, or `source` (F), `base` (B) or `target` (T)."
+    )
     instruction: str | None = Field(
         None,
         description="What the examples are: the line above the list (few_shot), or put before the request (chat).",

@@ -6,6 +6,7 @@ synthesize  its heart, the loop of the paper's Figure 1: write, answer, score, k
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -26,6 +27,7 @@ from tuneshift.progress import SILENT, Progress
 from tuneshift.prompts.generators import PoolItem, PromptGenerator
 from tuneshift.prompts.screening import UNANSWERED, Screen
 from tuneshift.prompts.stopping import Limits, diagnosis, next_calls, stop_reason
+from tuneshift.report.card import write_model_card
 from tuneshift.report.markdown import write_report
 from tuneshift.run.directory import RunDirectory, jsonl, write_atomically, write_json
 from tuneshift.run.ledger import Ledger, RoundSummary
@@ -35,7 +37,9 @@ from tuneshift.wiring import (
     answer_decoding,
     calibration_of,
     criterion_of,
+    evidence_settings,
     limits_of,
+    named_models,
     synthesis_models,
     trainer_settings,
 )
@@ -72,7 +76,7 @@ def transfer(loaded: LoadedConfig, run: RunDirectory, *, progress: Progress = SI
                 ledger=ledger,
                 progress=progress,
             )
-            ledger.set_meta(stop_reason=reason)
+            ledger.set_meta(stop_reason=reason, models=json.dumps(named_models(loaded)))
     with open_ledger(loaded, run) as ledger:
         # 3) Dataset: the kept pairs, with where each comes from.
         candidates = ledger.candidates()
@@ -88,11 +92,11 @@ def transfer(loaded: LoadedConfig, run: RunDirectory, *, progress: Progress = SI
                 distill_run(loaded, run, progress)
 
         # 5) Evidence: T before, T after and F on the same held-out items.
-        verdict = gather_evidence(loaded, run, inputs, ledger, progress)
+        settings = evidence_settings(loaded, inputs, run.adapter)
+        verdict = gather_evidence(run, ledger, progress=progress, **settings)
 
         # 6) Report, and last of all the manifest that vouches for every file.
-        write_report(run, ledger)
-        write_manifest(run, ledger)
+        finish(run, ledger)
     return verdict
 
 
@@ -178,6 +182,13 @@ def synthesize(
                 f"round {index + 1}, {len(candidates)} candidates; {newest}",
             )
     return reason
+
+
+def finish(run: RunDirectory, ledger: Ledger) -> None:
+    """Write everything that reads the verdict, and the manifest last."""
+    write_report(run, ledger)
+    write_model_card(run, ledger)
+    write_manifest(run, ledger)
 
 
 def distill_run(loaded: LoadedConfig, run: RunDirectory, progress: Progress) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from tuneshift.config import LoadedConfig
@@ -16,6 +17,8 @@ from tuneshift.datafiles import Seed
 from tuneshift.engines.base import Decoding, Engine
 from tuneshift.engines.hf import HfEngine
 from tuneshift.engines.source import Source, open_source
+from tuneshift.evaluate.evidence import Questions
+from tuneshift.evaluate.tasks import find_metric
 from tuneshift.models import LoadOptions, resolve_adapter, resolve_model
 from tuneshift.preflight import Inputs, ModelChecks, check_models, length_check
 from tuneshift.progress import Progress
@@ -127,6 +130,45 @@ def load_options(loaded: LoadedConfig) -> LoadOptions:
     """Return how weights are placed."""
     section = loaded.config.run
     return LoadOptions(section.device, section.dtype, section.trust_remote_code)
+
+
+def evidence_settings(loaded: LoadedConfig, inputs: Inputs, adapter: Path) -> dict[str, Any]:
+    """Return the arguments of `gather_evidence` that the configuration sets; `adapter` is the trained one."""
+    config, section = loaded.config, loaded.config.evaluation
+
+    def open_target() -> Engine:
+        engine = HfEngine.open(resolve_model(config.target.model), load=load_options(loaded))
+        engine.attach(str(adapter))
+        return engine
+
+    questions = section and Questions(
+        items=inputs.items,
+        metric=find_metric(section.metric, pattern=section.pattern, folder=loaded.folder),
+        max_new_tokens=section.max_new_tokens or config.synthesis.max_new_tokens,
+        stop=config.synthesis.stop if section.stop is None else section.stop,
+    )
+    return {
+        "questions": questions,
+        "open_target": open_target,
+        "open_source": lambda: open_run_source(loaded, inputs.seeds).engine,
+        "criterion": config.criterion.name,
+        "target_size": config.synthesis.target_size,
+        "seed": config.run.seed,
+    }
+
+
+def named_models(loaded: LoadedConfig) -> dict[str, str]:
+    """Return what each model of the run was loaded from, by role."""
+    config = loaded.config
+    roles = {
+        "source.base": resolve_model(config.source.base),
+        "source.adapter": resolve_adapter(config.source.adapter) if config.source.adapter else None,
+        "source.model": config.source.model,
+        "source.substitute_base": config.source.substitute_base,
+        "target.model": resolve_model(config.target.model),
+        "generator.model": config.generator.model,
+    }
+    return {role: path for role, path in roles.items() if path is not None}
 
 
 def trainer_settings(loaded: LoadedConfig) -> dict[str, Any]:

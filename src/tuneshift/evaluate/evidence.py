@@ -10,95 +10,100 @@ import resource
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tuneshift.config import LoadedConfig
 from tuneshift.datafiles import Item
 from tuneshift.engines.base import Engine
-from tuneshift.engines.hf import HfEngine
-from tuneshift.errors import ConfigError, RunDirectoryError
-from tuneshift.evaluate.tasks import Outcome, answer_items, find_metric
+from tuneshift.evaluate.tasks import Metric, Outcome, answer_items
 from tuneshift.evaluate.verdict import judge
-from tuneshift.models import resolve_model
-from tuneshift.preflight import Inputs, read_inputs
-from tuneshift.progress import Progress
-from tuneshift.report.markdown import write_report
+from tuneshift.progress import SILENT, Progress
 from tuneshift.run.directory import RunDirectory, jsonl, write_atomically, write_json
 from tuneshift.run.ledger import Ledger
-from tuneshift.run.manifest import write_manifest
 from tuneshift.run.resume import timed
-from tuneshift.run.stored import stored_config
-from tuneshift.wiring import load_options, open_run_source
+
+
+@dataclass(frozen=True)
+class Questions:
+    """What the arms are asked, how they may answer, and how answers are graded."""
+
+    items: Sequence[Item]
+    metric: Metric
+    max_new_tokens: int
+    stop: tuple[str, ...]
 
 
 def gather_evidence(
-    loaded: LoadedConfig, run: RunDirectory, inputs: Inputs, ledger: Ledger, progress: Progress
+    run: RunDirectory,
+    ledger: Ledger,
+    *,
+    questions: Questions | None,
+    open_target: Callable[[], Engine],
+    open_source: Callable[[], Engine],
+    criterion: str,
+    target_size: int,
+    seed: int,
+    progress: Progress = SILENT,
 ) -> dict[str, Any]:
-    """Evaluate the arms that have no outcomes yet, and write and return the verdict."""
-    if loaded.config.evaluation is None:
-        reason = "evaluation is not configured, so nothing was measured"
-        verdict: dict[str, Any] = {"improved": None, "reason": reason}
-        verdict |= dict.fromkeys(("before", "after", "source", "mcnemar_p", "recovery"))
+    """Evaluate the arms that have no outcomes yet, and write and return the verdict.
+
+    `open_target` loads T with the new adapter and `open_source` loads F; each is called only where it is needed.
+    """
+    if questions is None:
+        verdict: dict[str, Any] = {
+            "improved": None,
+            "reason": "No evaluation is configured, so nothing was measured.",
+            **dict.fromkeys(("before", "after", "source", "mcnemar_p", "recovery")),
+        }
     else:
         with timed(ledger, "evaluate"):
-            outcomes = evaluate_arms(loaded, run, inputs, progress)
-        verdict = judge(**outcomes, seed=loaded.config.run.seed)
-    verdict |= what_it_took(ledger)
+            arms = {"before": (open_target, False), "after": (open_target, True), "source": (open_source, True)}
+            outcomes = evaluate_arms(run, questions, arms, progress)
+        verdict = judge(before=outcomes["before"], after=outcomes["after"], source=outcomes["source"], seed=seed)
+    verdict["criterion"] = criterion
+    verdict |= what_it_took(ledger, target_size=target_size)
     write_json(run.verdict, verdict)
     return verdict
 
 
-def evaluate_again(run: RunDirectory, overrides: Sequence[str], *, progress: Progress) -> dict[str, Any]:
-    """Evaluate a trained run's arms anew under `overrides` of the `evaluation` section, and write the verdict.
-
-    Raises:
-        RunDirectoryError: the run has no trained adapter yet. ConfigError: an override touches another section.
-    """
-    if not run.training.exists():
-        raise RunDirectoryError(f"{run.path}: the target is not trained yet. Finish `tuneshift transfer` first.")
-    wrong = [override for override in overrides if not override.startswith("evaluation")]
-    if wrong:
-        raise ConfigError(f"--set {wrong[0]}: a trained run can only be given other `evaluation` settings.")
-    with Ledger(run.ledger) as ledger:
-        loaded = stored_config(run, ledger, overrides)
-        inputs = read_inputs(loaded.config, folder=loaded.folder)
-        for path in run.evaluation.glob("*.jsonl"):
-            path.unlink()
-        verdict = gather_evidence(loaded, run, inputs, ledger, progress)
-        write_report(run, ledger)
-        write_manifest(run, ledger)
-    return verdict
-
-
 def evaluate_arms(
-    loaded: LoadedConfig, run: RunDirectory, inputs: Inputs, progress: Progress
+    run: RunDirectory,
+    questions: Questions,
+    arms: dict[str, tuple[Callable[[], Engine], bool]],
+    progress: Progress,
 ) -> dict[str, list[Outcome]]:
-    """Return the outcomes of T before, T after and F, from their files where these exist."""
-    missing = [arm for arm in ("before", "after", "source") if not _file(run, arm).exists()]
-    if "before" in missing or "after" in missing:
-        progress.note(f"Evaluating the target before and after: {len(inputs.items)} items each")
-        engine = HfEngine.open(resolve_model(loaded.config.target.model), load=load_options(loaded))
-        engine.attach(str(run.adapter))
-        for arm in ("before", "after"):
-            if arm in missing:
-                _evaluate(loaded, run, arm, inputs.items, engine, fine_tuned=arm == "after")
-        engine.close()
-    if "source" in missing:
-        progress.note(f"Evaluating the source: {len(inputs.items)} items")
-        source = open_run_source(loaded, inputs.seeds)
-        _evaluate(loaded, run, "source", inputs.items, source.engine, fine_tuned=True)
-        source.close()
-    return {arm: _read(_file(run, arm)) for arm in ("before", "after", "source")}
+    """Return each arm's outcomes, from its file where there is one; an arm is (how to open it, fine-tuned or not)."""
+    opened: dict[Callable[[], Engine], Engine] = {}
+    total = len(arms) * len(questions.items)
+    with progress.stage("Evaluation", total=total, unit="answers") as meter:
+        for number, (arm, (open_engine, fine_tuned)) in enumerate(arms.items()):
+            if not _file(run, arm).exists():
+                if open_engine not in opened:
+                    _close(opened)
+                    opened[open_engine] = open_engine()
+                outcomes = answer_items(
+                    opened[open_engine],
+                    questions.items,
+                    fine_tuned=fine_tuned,
+                    metric=questions.metric,
+                    max_new_tokens=questions.max_new_tokens,
+                    stop=questions.stop,
+                )
+                write_atomically(_file(run, arm), jsonl([asdict(outcome) for outcome in outcomes]))
+            meter.update((number + 1) * len(questions.items), arm)
+    _close(opened)
+    return {arm: _read(_file(run, arm)) for arm in arms}
 
 
-def what_it_took(ledger: Ledger) -> dict[str, Any]:
+def what_it_took(ledger: Ledger, *, target_size: int) -> dict[str, Any]:
     """Return counts, seconds by stage and peak memory for the verdict."""
     candidates = ledger.candidates()
     rounds = ledger.rounds()
+    kept = sum(candidate.kept for candidate in candidates)
     return {
-        "kept": sum(candidate.kept for candidate in candidates),
+        "kept": kept,
+        "trained_pairs": min(target_size, kept),
         "candidates": len(candidates),
         "reasons": dict(Counter(candidate.reason for candidate in candidates).most_common()),
         "rounds": len(rounds),
@@ -120,27 +125,10 @@ def peak_memory() -> dict[str, int | None]:
     }
 
 
-def _evaluate(
-    loaded: LoadedConfig,
-    run: RunDirectory,
-    arm: str,
-    items: Sequence[Item],
-    engine: Engine,
-    *,
-    fine_tuned: bool,
-) -> None:
-    section = loaded.config.evaluation
-    assert section is not None, "arms are evaluated only where an evaluation is configured"
-    synthesis = loaded.config.synthesis
-    outcomes = answer_items(
-        engine,
-        items,
-        fine_tuned=fine_tuned,
-        metric=find_metric(section.metric, pattern=section.pattern, folder=loaded.folder),
-        max_new_tokens=section.max_new_tokens or synthesis.max_new_tokens,
-        stop=synthesis.stop if section.stop is None else section.stop,
-    )
-    write_atomically(_file(run, arm), jsonl([asdict(outcome) for outcome in outcomes]))
+def _close(opened: dict[Callable[[], Engine], Engine]) -> None:
+    for engine in opened.values():
+        engine.close()
+    opened.clear()
 
 
 def _file(run: RunDirectory, arm: str) -> Path:
@@ -148,5 +136,4 @@ def _file(run: RunDirectory, arm: str) -> Path:
 
 
 def _read(path: Path) -> list[Outcome]:
-    parse: Callable[[str], dict[str, Any]] = json.loads
-    return [Outcome(**parse(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [Outcome(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]

@@ -25,7 +25,7 @@ def write_report(run: RunDirectory, ledger: Ledger) -> None:
         _accuracy(verdict),
         _selection(verdict),
         _training(training),
-        "## Time\n\n" + _table(["stage", "seconds"], [[k, f"{v:.1f}"] for k, v in verdict["seconds"].items()]),
+        "## Time\n\n" + markdown_table(["stage", "seconds"], [[k, f"{v:.1f}"] for k, v in verdict["seconds"].items()]),
         _examples(ledger.candidates()),
         "## Settings\n\n```yaml\n" + run.config.read_text(encoding="utf-8") + "```",
     ]
@@ -68,7 +68,7 @@ def _accuracy(verdict: dict[str, Any]) -> str:
         return ""
     low, high = verdict["difference_interval"]["low"], verdict["difference_interval"]["high"]
     lines = [
-        _table(ACCURACY_HEADER, accuracy_rows(verdict)),
+        markdown_table(ACCURACY_HEADER, accuracy_rows(verdict)),
         "",
         f"- Gain {verdict['difference']:+.1%} (95 % bootstrap interval {low:+.1%} to {high:+.1%}); "
         f"{verdict['gained_items']} items gained, {verdict['lost_items']} lost; exact McNemar "
@@ -99,7 +99,8 @@ def _selection(verdict: dict[str, Any]) -> str:
     rows = [[reason, str(count), f"{count / n:.1%}"] for reason, count in verdict["reasons"].items()]
     return (
         f"## Candidates\n\n{n} candidates in {verdict['rounds']} rounds; {verdict['stop_reason']}; "
-        f"tau = {verdict['tau']:g}.\n\n" + _table(["outcome", "candidates", "share"], rows)
+        f"criterion {verdict['criterion']}, tau = {verdict['tau']:g}.\n\n"
+        + markdown_table(["outcome", "candidates", "share"], rows)
     )
 
 
@@ -121,7 +122,7 @@ def _examples(candidates: Sequence[Candidate]) -> str:
         if c.y_f is not None and c.y_f.n_tokens and c.y_b is not None
     ]
     header = ["prompt", "F's response", "PPL_F(y_f)", "B's response", "PPL_F(y_b)", "outcome"]
-    return "## Examples\n\n" + _table(header, rows)
+    return "## Examples\n\n" + markdown_table(header, rows)
 
 
 def _ppl(candidate: Candidate) -> str:
@@ -129,7 +130,8 @@ def _ppl(candidate: Candidate) -> str:
     return f"{candidate.y_b.perplexity():.2f}" if scored and candidate.y_b else "n/a"
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a Markdown table; cells may hold model text."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(_cell(value) for value in line) + " |" for line in lines)
 

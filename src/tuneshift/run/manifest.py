@@ -15,6 +15,7 @@ from tuneshift.models import file_sha256
 from tuneshift.run.directory import RunDirectory, write_json
 from tuneshift.run.ledger import Ledger
 
+MAX_HASHED_BYTES = 2**34  # about half a minute of hashing; a guess at what a run's end may cost
 LIBRARIES = ("torch", "transformers", "peft", "trl", "datasets", "accelerate", "tokenizers", "numpy", "scipy")
 
 
@@ -23,14 +24,24 @@ def write_manifest(run: RunDirectory, ledger: Ledger) -> None:
     artefacts = [run.config, run.dataset, run.training, run.verdict, run.report]
     artefacts += sorted(run.evaluation.glob("*.jsonl"))
     artefacts += sorted(path for path in run.adapter.glob("*") if path.is_file())
-    described = ledger.meta("models")
+    described = json.loads(ledger.meta("models") or "{}")
     manifest = {
         "fingerprint": ledger.meta("fingerprint"),
         "files": {str(p.relative_to(run.path)): file_sha256(p) for p in artefacts if p.exists()},
-        "models": json.loads(described) if described else None,
+        "models": {role: {"path": path, **_weights(Path(path))} for role, path in described.items()},
         **environment(),
     }
     write_json(run.manifest, manifest)
+
+
+def _weights(folder: Path) -> dict[str, Any]:
+    """Return the sha256 of a local model's weights, or why there is none."""
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        return {"sha256": None, "reason": "no local folder of weights"}
+    if sum(file.stat().st_size for file in files) > MAX_HASHED_BYTES:
+        return {"sha256": None, "reason": f"larger than {MAX_HASHED_BYTES} bytes"}
+    return {"sha256": {file.name: file_sha256(file) for file in files}}
 
 
 def environment() -> dict[str, Any]:

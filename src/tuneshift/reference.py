@@ -1,0 +1,53 @@
+"""The configuration's reference, made from its descriptions: Markdown for people, JSON Schema for editors."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from tuneshift.config import Config
+
+
+def configuration_reference() -> str:
+    """Return every setting with its type, default, unit and effect, as Markdown."""
+    top = {name: field for name, field in Config.model_fields.items() if _section(field) is None}
+    parts = [
+        "# Configuration",
+        "Made by `tuneshift config`; do not edit. Relative paths start at the YAML file's folder, and `${VAR}` is "
+        "replaced by the environment's value. Any setting can be overridden with `--set section.key=value`.",
+        "## Top level",
+        _table(top),
+    ]
+    for name, field in Config.model_fields.items():
+        section = _section(field)
+        if section is not None:
+            parts += [f"## {name}", (section.__doc__ or "").strip(), _table(section.model_fields)]
+    return "\n\n".join(parts) + "\n"
+
+
+def configuration_schema() -> dict[str, Any]:
+    """Return the JSON Schema of a configuration file."""
+    return Config.model_json_schema()
+
+
+def _section(field: FieldInfo) -> type[BaseModel] | None:
+    arguments = [field.annotation, *getattr(field.annotation, "__args__", ())]
+    return next((a for a in arguments if isinstance(a, type) and issubclass(a, BaseModel)), None)
+
+
+def _table(fields: dict[str, FieldInfo]) -> str:
+    lines = ["| key | default | meaning |", "|---|---|---|"]
+    for name, field in fields.items():
+        description = (field.description or "").replace("|", "\\|")
+        lines.append(f"| `{name}` | {_default(field)} | {description} |")
+    return "\n".join(lines)
+
+
+def _default(field: FieldInfo) -> str:
+    if field.is_required():
+        return "required"
+    value = field.get_default(call_default_factory=True, validated_data={})
+    return f"`{json.dumps(value, ensure_ascii=False)}`"
