@@ -4,18 +4,29 @@
 
 SNIPS_FOLDER holds train.jsonl and test.jsonl with {"text", "intent", "slots"} a line (see CITATION.md); BASE_MODEL is
 SmolLM2-135M-Instruct. One adapter learns both forms of the task: "Intent:" asks for the intent alone, "Call:" for the
-whole call. Writes seeds, evaluation requests and the adapter beside this file, and prints what it did as JSON.
+whole call. Writes seeds, evaluation requests, the adapter and its accuracy (source.json) beside this file.
 """
 
 import argparse
 import json
 import random
+import tempfile
 from dataclasses import asdict
 from pathlib import Path
 
+import torch
+from safetensors.torch import load_file, save_file
+
+from tuneshift.datafiles import read_items
 from tuneshift.distill import Pair, distill
+from tuneshift.engines.hf import HfEngine
+from tuneshift.evaluate.stats import Proportion
+from tuneshift.evaluate.tasks import answer_items, find_metric
+from tuneshift.models import LoadOptions, resolve_model
+from tuneshift.run.manifest import environment
 
 HERE = Path(__file__).parent
+WEIGHTS = "adapter_model.safetensors"
 SEED = 13
 EVALUATION_ITEMS = 200
 INTENT_SHARE = 0.2  # of the training requests also appear in the intent form
@@ -59,13 +70,44 @@ def seeds(rows: list[dict], rng: random.Random, count: int = 5) -> list[dict]:
     return rng.sample(list(chosen.values()), count)
 
 
+def publish(trained: Path, folder: Path, base_name: str) -> None:
+    """Copy the trained adapter as it is shipped: weights in bfloat16, and the base by its public name."""
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {name: tensor.to(torch.bfloat16) for name, tensor in load_file(trained / WEIGHTS).items()}
+    save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+    config = json.loads((trained / "adapter_config.json").read_text(encoding="utf-8"))
+    config["base_model_name_or_path"] = base_name
+    (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def evaluate(base: str, adapter: Path, folder: Path) -> dict:
+    """Return how many of the held-out requests the shipped adapter gets right, in both forms."""
+    engine = HfEngine.open(resolve_model(base), load=LoadOptions())
+    engine.attach(str(adapter))
+    results = {}
+    for name, suffix, limit in (("intents", "", 12), ("calls", "_calls", 96)):
+        outcomes = answer_items(
+            engine,
+            read_items(folder / f"test{suffix}.jsonl"),
+            fine_tuned=True,
+            metric=find_metric("exact_match"),
+            max_new_tokens=limit,
+            stop=["\n"],
+        )
+        rate = Proportion(sum(outcome.correct for outcome in outcomes), len(outcomes))
+        results[name] = {"correct": rate.correct, "n": rate.n, "interval": asdict(rate.interval())}
+    return results
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("base")
+    parser.add_argument("--base-name", default="HuggingFaceTB/SmolLM2-135M-Instruct", help="name in the adapter")
     parser.add_argument("--examples", type=int, default=None, help="training requests; all of them by default")
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--output", type=Path, default=HERE)
+    parser.add_argument("--work", type=Path, default=None, help="keep checkpoints here, to continue a stopped training")
     parser.add_argument("--data-only", action="store_true", help="write seeds and evaluation requests, do not train")
     options = parser.parse_args()
 
@@ -84,19 +126,26 @@ def main() -> None:
     pairs = [Pair(call_prompt(row), call_response(row)) for row in rows]
     pairs += [Pair(intent_prompt(row), f" {row['intent']}") for row in rows[: int(INTENT_SHARE * len(rows))]]
     rng.shuffle(pairs)
-    summary = distill(
-        pairs,
-        target=options.base,
-        output_dir=options.output / "adapter",
-        target_modules="all-linear",
-        num_train_epochs=options.epochs,
-        learning_rate=1e-3,
-        per_device_train_batch_size=16,
-        trainer_args={"train_sampling_strategy": "group_by_length", "logging_steps": 50, "logging_strategy": "steps"},
-        seed=SEED,
-        on_step=lambda done, total, loss: print(f"{done}/{total} loss {loss}", flush=True) if done % 50 == 0 else None,
-    )
-    print(json.dumps({"pairs": len(pairs), **asdict(summary)}))
+    with tempfile.TemporaryDirectory() as scratch:
+        work = options.work or Path(scratch)
+        summary = distill(
+            pairs,
+            target=resolve_model(options.base),
+            output_dir=work / "adapter",
+            checkpoint_dir=work / "checkpoints",
+            target_modules="all-linear",
+            num_train_epochs=options.epochs,
+            learning_rate=1e-3,
+            per_device_train_batch_size=16,
+            trainer_args={"train_sampling_strategy": "group_by_length"},
+            seed=SEED,
+            on_step=lambda done, total, loss: print(f"{done} of {total}") if done % 50 == 0 else None,
+        )
+        publish(work / "adapter", options.output / "adapter", options.base_name)
+    accuracy = evaluate(options.base, options.output / "adapter", options.output)
+    result = {"pairs": len(pairs), "accuracy": accuracy, "training": asdict(summary), "environment": environment()}
+    (options.output / "source.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    print(json.dumps(result))
 
 
 if __name__ == "__main__":

@@ -119,7 +119,7 @@ def _unusable(y_f: Response, y_b: Response, criterion: Criterion) -> str | None:
         return "empty y_b"
     if y_f.finish_reason == "length":
         return "y_f hit max_new_tokens"
-    if not (math.isfinite(y_f.perplexity(count_eos=criterion.count_eos)) and math.isfinite(y_b.perplexity())):
+    if not all(math.isfinite(response.perplexity(count_eos=criterion.count_eos)) for response in (y_f, y_b)):
         return "non-finite score"
     return None
 

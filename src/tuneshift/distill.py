@@ -22,10 +22,25 @@ from tuneshift.models import LoadOptions, context_length, file_sha256, load_caus
 if TYPE_CHECKING:
     import torch
     from datasets import Dataset
-    from transformers import PreTrainedTokenizerBase
+    from peft import PeftModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
     from trl import SFTTrainer
 
 SEAL = "sealed.json"
+TRAINER_DEFAULTS: dict[str, Any] = {
+    "lr_scheduler_type": "linear",  # paper, section H.1
+    "warmup_steps": 0,  # the paper names none; its baseline Trans-LoRA uses none
+    "weight_decay": 0.0,  # likewise
+    "max_length": None,  # nothing is cut: lengths are checked before
+    "gradient_checkpointing": False,
+    "bf16": False,  # the frozen weights already have the wanted dtype; the adapter trains in fp32
+    "save_strategy": "epoch",
+    "save_total_limit": 2,
+    "logging_strategy": "epoch",
+    "report_to": "none",
+    "disable_tqdm": True,
+}
+"""What differs from the defaults of trl's `SFTConfig`."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +55,9 @@ class Pair:
 class TrainingSummary:
     """What a training run did.
 
-    `losses` holds the mean training loss per epoch in nats per response token; `tokens_per_second` counts
-    prompt, response and EOS tokens, and is `None` when the run was already finished.
+    `losses` holds the mean training loss per epoch in nats per response token. `trained_tokens` counts prompt, response
+    and EOS tokens over all epochs. `seconds` and `tokens_per_second` are this process's; the latter is `None` where an
+    earlier process trained a part.
     """
 
     steps: int
@@ -73,78 +89,66 @@ def distill(
 ) -> TrainingSummary:
     """Train a LoRA on `target` and save it under `output_dir`.
 
-    A stopped training continues at the last epoch that `checkpoint_dir` holds.
-
-    Defaults are the paper's (section H.1). `trainer_args` are passed to trl's `SFTConfig` as they are, and win.
-    `on_step` is told (steps done, steps in all, newest mean loss in nats per token).
+    A stopped training continues at the last epoch that `checkpoint_dir` holds. Defaults are the paper's (section H.1);
+    `trainer_args` go to trl's `SFTConfig` as they are, and win. `on_step` is told (steps done, steps in all, newest
+    mean loss in nats per token).
 
     Raises:
         ModelError: a pair does not fit into the target's context, or a target module does not exist.
     """
-    from peft import LoraConfig, get_peft_model
-    from transformers import PrinterCallback, set_seed
-    from trl import SFTConfig
-
     started = time.monotonic()
     tokenizer = load_tokenizer(target, trust_remote_code=load.trust_remote_code)
     model = load_causal_lm(target, load)
     dataset = tokenize_pairs(pairs, tokenizer, max_length=context_length(model.config))
-    set_seed(seed)  # the adapter's A matrices are drawn at random
-    lora = LoraConfig(
-        task_type="CAUSAL_LM",
-        r=r,
-        lora_alpha=lora_alpha,
-        lora_dropout=lora_dropout,
-        target_modules=target_modules if isinstance(target_modules, str) else list(target_modules),
-    )
-    try:
-        peft_model = get_peft_model(model, lora)  # replaces lora.target_modules by the names it found
-    except ValueError as error:
-        raise ModelError(f"distill.target_modules: {error}") from error
+    lora = {"r": r, "lora_alpha": lora_alpha, "lora_dropout": lora_dropout, "target_modules": target_modules}
+    peft_model = add_lora(model, lora, seed=seed)
     arguments: dict[str, Any] = {
+        **TRAINER_DEFAULTS,
         "output_dir": str(checkpoint_dir),
         "num_train_epochs": num_train_epochs,
         "learning_rate": learning_rate,
         "per_device_train_batch_size": per_device_train_batch_size,
         "gradient_accumulation_steps": gradient_accumulation_steps,
-        "lr_scheduler_type": "linear",  # paper, section H.1
-        "warmup_steps": 0,  # the paper names none; its baseline Trans-LoRA uses none
-        "weight_decay": 0.0,  # likewise
-        "max_length": None,  # nothing is cut: lengths were checked above
-        "gradient_checkpointing": False,
-        "bf16": False,  # the frozen weights already have the wanted dtype; the adapter trains in fp32
-        "save_strategy": "epoch",
-        "save_total_limit": 2,
-        "logging_strategy": "epoch",
-        "report_to": "none",
-        "disable_tqdm": True,
         "seed": seed,
         "use_cpu": model.device.type == "cpu",
         **(trainer_args or {}),
     }
-    trainer = _trainer_class()(
-        model=peft_model,
-        args=SFTConfig(**arguments),
-        train_dataset=dataset,
-        processing_class=tokenizer,
-        callbacks=[_epoch_callback(on_step)],
-    )
-    trainer.remove_callback(PrinterCallback)  # it prints to stdout, which is for results
-    trainer.train(resume_from_checkpoint=newest_sealed_checkpoint(checkpoint_dir))
+    trainer = make_trainer(peft_model, tokenizer, dataset, arguments, on_step)
+    checkpoint = newest_sealed_checkpoint(checkpoint_dir)
+    trainer.train(resume_from_checkpoint=checkpoint)
     peft_model.peft_config["default"].base_model_name_or_path = target
     peft_model.save_pretrained(str(output_dir), save_embedding_layers=False)
     tokenizer.save_pretrained(output_dir)
     seconds = time.monotonic() - started
     tokens = sum(len(ids) for ids in dataset["input_ids"]) * int(arguments["num_train_epochs"])
-    losses = [float(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry]
     return TrainingSummary(
         steps=trainer.state.global_step,
-        losses=losses,
+        losses=[float(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry],
         trained_tokens=tokens,
         seconds=seconds,
-        tokens_per_second=tokens / seconds if seconds > 0 else None,
-        target_modules=sorted(lora.target_modules or ()),
+        tokens_per_second=tokens / seconds if checkpoint is None else None,
+        target_modules=sorted({name.rsplit(".", 1)[-1] for name in peft_model.targeted_module_names}),
     )
+
+
+def add_lora(model: PreTrainedModel, lora: Mapping[str, Any], *, seed: int) -> PeftModel:
+    """Return `model` with fresh LoRA layers; their A matrices are drawn from `seed`.
+
+    Raises:
+        ModelError: a target module does not exist in the model.
+    """
+    from peft import LoraConfig, get_peft_model
+    from transformers import set_seed
+
+    set_seed(seed)
+    modules = lora["target_modules"]
+    try:
+        config = LoraConfig(
+            **{**lora, "target_modules": modules if isinstance(modules, str) else list(modules)}, task_type="CAUSAL_LM"
+        )
+        return get_peft_model(model, config)
+    except ValueError as error:
+        raise ModelError(f"distill.target_modules: {error}") from error
 
 
 def tokenize_pairs(pairs: Sequence[Pair], tokenizer: PreTrainedTokenizerBase, *, max_length: int | None) -> Dataset:
@@ -207,11 +211,19 @@ def response_loss(model: Any, inputs: Mapping[str, torch.Tensor], items: torch.T
     return total / (rows.sum() if items is None else items)
 
 
-def _trainer_class() -> type[SFTTrainer]:
-    from trl import SFTTrainer
+def make_trainer(
+    model: PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    dataset: Dataset,
+    arguments: Mapping[str, Any],
+    on_step: Callable[[int, int, float | None], None],
+) -> SFTTrainer:
+    """Return trl's trainer with the head on response rows; on CUDA its fused head already skips the others."""
+    from transformers import PrinterCallback
+    from trl import SFTConfig, SFTTrainer
 
     class ResponseTrainer(SFTTrainer):
-        """`SFTTrainer` with the head on response rows; on CUDA trl's fused head already skips the others."""
+        """See `response_loss`."""
 
         def compute_loss(
             self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -220,7 +232,19 @@ def _trainer_class() -> type[SFTTrainer]:
                 return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)  # type: ignore[no-untyped-call]
             return response_loss(model, inputs, num_items_in_batch)
 
-    return ResponseTrainer
+        def floating_point_ops(self, inputs: Any) -> int:
+            """Return 0: the estimate walks all modules at every step, and nothing reads it."""
+            return 0
+
+    trainer = ResponseTrainer(
+        model=model,
+        args=SFTConfig(**arguments),
+        train_dataset=dataset,
+        processing_class=tokenizer,
+        callbacks=[_epoch_callback(on_step)],
+    )
+    trainer.remove_callback(PrinterCallback)  # it prints to stdout, which is for results
+    return trainer
 
 
 def _epoch_callback(on_step: Callable[[int, int, float | None], None]) -> Any:

@@ -1,7 +1,7 @@
 """TuneShift-KD on one page: from five example prompts to a target that knows what the adapter knew.
 
-transfer    the whole method, numbered 1 to 6; continues a stopped run from its ledger
-synthesize  its heart, the loop of the paper's Figure 1: write, answer, score, keep, again
+`transfer` is the whole method, numbered 1 to 6; it continues a stopped run from its ledger. `Synthesis` is its heart,
+the loop of the paper's Figure 1; a round is numbered 1 to 5.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from tuneshift.config import LoadedConfig
@@ -22,7 +22,7 @@ from tuneshift.engines.base import Decoding
 from tuneshift.engines.source import Source
 from tuneshift.errors import NothingKeptError
 from tuneshift.evaluate.evidence import gather_evidence
-from tuneshift.preflight import read_inputs
+from tuneshift.preflight import Inputs, read_inputs
 from tuneshift.progress import SILENT, Progress
 from tuneshift.prompts.generators import PoolItem, PromptGenerator
 from tuneshift.prompts.screening import UNANSWERED, Screen
@@ -32,8 +32,10 @@ from tuneshift.report.markdown import write_report
 from tuneshift.run.directory import RunDirectory, jsonl, write_atomically, write_json
 from tuneshift.run.ledger import Ledger, RoundSummary
 from tuneshift.run.manifest import write_manifest
+from tuneshift.run.records import Candidate, GeneratorCall
 from tuneshift.run.resume import check_resumable, open_ledger, synthesis_finished, timed
 from tuneshift.wiring import (
+    SynthesisModels,
     answer_decoding,
     calibration_of,
     criterion_of,
@@ -53,38 +55,23 @@ def transfer(loaded: LoadedConfig, run: RunDirectory, *, progress: Progress = SI
     Raises:
         UserError: an input is wrong; nothing was written. ResumeRefused: the directory is another configuration's.
     """
-    config = loaded.config
     # 1) Preflight: every file and model that the run will need, before anything costs time.
-    inputs = read_inputs(config, folder=loaded.folder)
+    inputs = read_inputs(loaded.config, folder=loaded.folder)
     resumed = check_resumable(loaded, run)
     if not (resumed and synthesis_finished(run)):
         with synthesis_models(loaded, inputs, progress) as models, open_ledger(loaded, run) as ledger:
             # 2) Synthesis: new prompts, both answers, F's scores, the criterion; round by round.
-            reason = synthesize(
-                source=models.source,
-                generator=models.generator,
-                seeds=inputs.seeds,
-                template=config.prompt_template,
-                held_out=[item.prompt for item in inputs.items],
-                fits=models.fits,
-                criterion=criterion_of(loaded),
-                calibration=calibration_of(loaded),
-                decoding=answer_decoding(loaded),
-                limits=limits_of(loaded),
-                calls_per_round=config.synthesis.calls_per_round,
-                run_seed=config.run.seed,
-                ledger=ledger,
-                progress=progress,
-            )
+            reason = synthesis(loaded, inputs, models).run(ledger, progress)
             ledger.set_meta(stop_reason=reason, models=json.dumps(named_models(loaded)))
     with open_ledger(loaded, run) as ledger:
         # 3) Dataset: the kept pairs, with where each comes from.
         candidates = ledger.candidates()
-        rows = kept_rows(candidates, target_size=config.synthesis.target_size)
+        rows = kept_rows(candidates, target_size=loaded.config.synthesis.target_size)
         if not rows:
             tau = ledger.rounds()[-1].tau
             raise NothingKeptError(f"{run.path}: no candidate was kept. {diagnosis(candidates, tau=tau)}")
         write_atomically(run.dataset, jsonl(rows))
+        progress.note(f"Kept {len(rows)} pairs of {len(candidates)} candidates: {ledger.meta('stop_reason')}")
 
         # 4) Distillation: a LoRA on the target, loss on F's responses (paper, eq. 1).
         if not run.training.exists():
@@ -100,95 +87,108 @@ def transfer(loaded: LoadedConfig, run: RunDirectory, *, progress: Progress = SI
     return verdict
 
 
-def synthesize(
-    *,
-    source: Source,
-    generator: PromptGenerator,
-    seeds: Sequence[Seed],
-    template: str | None,
-    held_out: Sequence[str],
-    fits: Callable[[str], bool],
-    criterion: Criterion,
-    calibration: int | None,
-    decoding: Decoding,
-    limits: Limits,
-    calls_per_round: int,
-    run_seed: int,
-    ledger: Ledger,
-    progress: Progress = SILENT,
-) -> str:
-    """Run rounds until a stop rule holds and return its name; every round commits whole.
+@dataclass(frozen=True)
+class Synthesis:
+    """The loop of the paper's Figure 1: write prompts, answer, score, keep, again.
 
-    With `calibration`, the first round has at least that many candidates, and the tau that keeps the wanted share of
-    them is frozen for the run. All state is read back from the ledger, so a restart makes the same choices.
+    `fits` tells whether a prompt leaves room for a response; `held_out` are prompts that must not be trained on. With
+    `calibration`, the first round has at least that many candidates, and the tau that keeps the wanted share of them
+    is frozen for the run.
     """
-    candidates = ledger.candidates()
-    per_call = generator.per_call
-    done = sum(candidate.kept for candidate in candidates)
-    with progress.stage("Synthesis", total=limits.target_size, unit="kept pairs", done=done) as meter:
-        while (reason := stop_reason(candidates, rounds=len(ledger.rounds()), limits=limits)) is None:
-            started = time.monotonic()
-            rounds = ledger.rounds()
-            index = len(rounds)
 
-            # 1) The generator continues examples drawn from the pool: seeds and kept prompts (section 3.4).
-            pool = [PoolItem(seed.id, seed.text) for seed in seeds]
-            pool += [PoolItem(candidate.id, candidate.text) for candidate in candidates if candidate.kept]
-            calls = ledger.calls(index)
-            if not calls:
-                n_calls = next_calls(candidates, per_call=per_call, calls_per_round=calls_per_round, limits=limits)
-                if index == 0 and calibration is not None:
-                    n_calls = max(n_calls, -(-calibration // per_call))
-                calls = generator.write(pool, round_index=index, calls=n_calls)
-                ledger.record_calls(calls)
+    source: Source
+    generator: PromptGenerator
+    seeds: Sequence[Seed]
+    template: str | None
+    held_out: Sequence[str]
+    fits: Callable[[str], bool]
+    criterion: Criterion
+    calibration: int | None
+    decoding: Decoding
+    limits: Limits
+    calls_per_round: int
+    run_seed: int
 
-            # 2) Prompts that need no answer are dropped: duplicates, copies, unreadable, too long, held-out.
-            screen = Screen(
-                seeds=[seed.prompt for seed in seeds],
-                held_out=held_out,
-                seen=[candidate.prompt for candidate in candidates],
-                fits=fits,
-                template=template,
-            )
-            new = [candidate for call in calls for candidate in screen.sift(call, generator.parse(call))]
-            fresh = [candidate for candidate in new if candidate.reason == UNANSWERED]
+    def run(self, ledger: Ledger, progress: Progress = SILENT) -> str:
+        """Make rounds until a stop rule holds, and return its name.
 
-            # 3) Both models answer, and F scores both answers (section 3.2, eq. 2 to 4).
-            answers = source.answer(
-                [candidate.prompt for candidate in fresh],
-                ids=[candidate.id for candidate in fresh],
-                decoding=decoding,
-                run_seed=run_seed,
-            )
-            answered = {
-                candidate.id: replace(candidate, y_f=answer.y_f, y_b=answer.y_b)
-                for candidate, answer in zip(fresh, answers, strict=True)
-            }
-            new = [answered.get(candidate.id, candidate) for candidate in new]
+        A round commits whole, and all state is read back from the ledger, so a restart makes the same choices.
+        """
+        candidates = ledger.candidates()
+        kept = [candidate for candidate in candidates if candidate.kept]
+        size = self.limits.target_size
+        with progress.stage("Synthesis", total=size, unit="kept pairs", done=min(len(kept), size)) as meter:
+            while (reason := stop_reason(candidates, rounds=len(ledger.rounds()), limits=self.limits)) is None:
+                candidates += self.round(candidates, ledger)
+                kept = [candidate for candidate in candidates if candidate.kept]
+                newest = f"{kept[-1].text!r} ->{kept[-1].y_f.text!r}" if kept and kept[-1].y_f else "nothing kept yet"
+                meter.update(min(len(kept), size), f"{len(candidates)} candidates; {newest}")
+        return reason
 
-            # 4) The criterion keeps what F is sure of and B would not have said.
-            if calibration is not None:
-                tau = rounds[0].tau if rounds else calibrate_tau(new, criterion) or criterion.tau
-                criterion = criterion.with_tau(tau)
-            new = [decide(candidate, criterion) for candidate in new]
+    def round(self, candidates: Sequence[Candidate], ledger: Ledger) -> list[Candidate]:
+        """Make one round behind `candidates`, commit it, and return its candidates with their decisions."""
+        started = time.monotonic()
+        rounds = ledger.rounds()
 
-            # 5) The round is committed whole; what it kept joins the pool.
-            ledger.record_round(RoundSummary(index, criterion.tau, time.monotonic() - started), new)
-            candidates = [*candidates, *new]
-            kept = [candidate for candidate in candidates if candidate.kept]
-            newest = f"{kept[-1].text!r} ->{kept[-1].y_f.text!r}" if kept and kept[-1].y_f else "nothing kept yet"
-            meter.update(
-                min(len(kept), limits.target_size),
-                f"round {index + 1}, {len(candidates)} candidates; {newest}",
-            )
-    return reason
+        # 1) The generator continues examples drawn from the pool: seeds and kept prompts (section 3.4).
+        calls = ledger.calls(len(rounds)) or self.write_prompts(candidates, len(rounds), ledger)
+
+        # 2) Prompts that need no answer are dropped: duplicates, copies, unreadable, too long, held-out.
+        screen = Screen(
+            seeds=[seed.prompt for seed in self.seeds],
+            held_out=self.held_out,
+            seen=[candidate.prompt for candidate in candidates],
+            fits=self.fits,
+            template=self.template,
+        )
+        new = [candidate for call in calls for candidate in screen.sift(call, self.generator.parse(call))]
+
+        # 3) Both models answer, and F scores both answers (section 3.2, eq. 2 to 4).
+        fresh = {candidate.id: candidate.prompt for candidate in new if candidate.reason == UNANSWERED}
+        answers = self.source.answer(fresh, decoding=self.decoding, run_seed=self.run_seed)
+        new = [replace(c, y_f=answers[c.id].y_f, y_b=answers[c.id].y_b) if c.id in answers else c for c in new]
+
+        # 4) The criterion keeps what F is sure of and B would not have said.
+        criterion = self.criterion
+        if self.calibration is not None:
+            tau = rounds[0].tau if rounds else calibrate_tau(new, criterion)
+            criterion = criterion.with_tau(tau if tau is not None else criterion.tau)
+        new = [decide(candidate, criterion) for candidate in new]
+
+        # 5) The round is committed whole; what it kept joins the pool.
+        ledger.record_round(RoundSummary(len(rounds), criterion.tau, time.monotonic() - started), new)
+        return new
+
+    def write_prompts(self, candidates: Sequence[Candidate], index: int, ledger: Ledger) -> list[GeneratorCall]:
+        """Ask the generator for a round's prompts, and commit what it wrote before it is parsed."""
+        n_calls = next_calls(
+            candidates, per_call=self.generator.per_call, calls_per_round=self.calls_per_round, limits=self.limits
+        )
+        if index == 0 and self.calibration is not None:
+            n_calls = max(n_calls, -(-self.calibration // self.generator.per_call))
+        pool = [PoolItem(seed.id, seed.text) for seed in self.seeds]
+        pool += [PoolItem(candidate.id, candidate.text) for candidate in candidates if candidate.kept]
+        calls = self.generator.write(pool, round_index=index, calls=n_calls)
+        ledger.record_calls(calls)
+        return calls
 
 
-def finish(run: RunDirectory, ledger: Ledger) -> None:
-    """Write everything that reads the verdict, and the manifest last."""
-    write_report(run, ledger)
-    write_model_card(run, ledger)
-    write_manifest(run, ledger)
+def synthesis(loaded: LoadedConfig, inputs: Inputs, models: SynthesisModels) -> Synthesis:
+    """Return the loop that the configuration describes, on opened models."""
+    return Synthesis(
+        source=models.source,
+        generator=models.generator,
+        seeds=inputs.seeds,
+        template=loaded.config.prompt_template,
+        held_out=[item.prompt for item in inputs.items],
+        fits=models.fits,
+        criterion=criterion_of(loaded),
+        calibration=calibration_of(loaded),
+        decoding=answer_decoding(loaded),
+        limits=limits_of(loaded),
+        calls_per_round=loaded.config.synthesis.calls_per_round,
+        run_seed=loaded.config.run.seed,
+    )
 
 
 def distill_run(loaded: LoadedConfig, run: RunDirectory, progress: Progress) -> None:
@@ -212,3 +212,10 @@ def distill_run(loaded: LoadedConfig, run: RunDirectory, progress: Progress) -> 
         )
     write_json(run.training, asdict(summary))
     shutil.rmtree(run.checkpoints)
+
+
+def finish(run: RunDirectory, ledger: Ledger) -> None:
+    """Write everything that reads the verdict, and the manifest last."""
+    write_report(run, ledger)
+    write_model_card(run, ledger)
+    write_manifest(run, ledger)

@@ -14,12 +14,12 @@ from tuneshift.dataset import kept_rows, pairs
 from tuneshift.distill import Pair, distill
 from tuneshift.evaluate.evidence import peak_memory
 from tuneshift.evaluate.stats import Proportion
-from tuneshift.pipeline import synthesize
+from tuneshift.pipeline import synthesis
 from tuneshift.preflight import read_inputs
 from tuneshift.progress import SILENT, Progress
 from tuneshift.prompts.stopping import Limits
 from tuneshift.run.ledger import Ledger
-from tuneshift.wiring import answer_decoding, criterion_of, synthesis_models, trainer_settings
+from tuneshift.wiring import synthesis_models, trainer_settings
 
 PROBE = 20  # candidates, as one call of the paper's
 REHEARSAL_STEPS = 2
@@ -39,21 +39,14 @@ def plan(loaded: LoadedConfig, *, progress: Progress = SILENT) -> dict[str, Any]
         with synthesis_models(loaded, inputs, progress) as models:
             progress.note(f"Probing with {PROBE} candidates")
             started = time.monotonic()
-            synthesize(
-                source=models.source,
+            probe = replace(
+                synthesis(loaded, inputs, models),
                 generator=replace(models.generator, per_call=PROBE),
-                seeds=inputs.seeds,
-                template=config.prompt_template,
-                held_out=[item.prompt for item in inputs.items],
-                fits=models.fits,
-                criterion=criterion_of(loaded),
                 calibration=None,
-                decoding=answer_decoding(loaded),
                 limits=Limits(target_size=PROBE, max_candidates=PROBE, max_rounds=1, patience=1),
                 calls_per_round=1,
-                run_seed=config.run.seed,
-                ledger=ledger,
             )
+            probe.run(ledger)
             seconds = time.monotonic() - started
             checks = models.checks
         candidates, calls = ledger.candidates(), ledger.calls()

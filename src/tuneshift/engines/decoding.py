@@ -44,23 +44,7 @@ def decode(
     import torch
 
     device = model.device
-    unique = {prompt: index for index, prompt in enumerate(dict.fromkeys(row.prompt for row in rows))}
-    cache = new_cache(model, room=decoding.max_new_tokens)
-    ids, mask = left_pad(list(unique), pad_id, device)
-    last = torch.zeros_like(mask, dtype=torch.bool)
-    last[:, -1] = True
-    logits = model(
-        input_ids=ids,
-        attention_mask=mask,
-        position_ids=(mask.cumsum(-1) - 1).clamp(min=0),
-        past_key_values=cache,
-        use_cache=True,
-        logits_to_keep=last,
-    ).logits  # [U, V]
-    origin = torch.tensor([unique[row.prompt] for row in rows], device=device)
-    if len(unique) < len(rows):
-        cache.batch_select_indices(origin)
-        mask, logits = mask[origin], logits[origin]
+    cache, mask, logits = _prefill(model, [row.prompt for row in rows], room=decoding.max_new_tokens, pad_id=pad_id)
     position = mask.sum(-1, keepdim=True)  # [B, 1]
     uniforms = np.stack([np.random.default_rng(row.seed).random(decoding.max_new_tokens) for row in rows])
     active = list(range(len(rows)))  # which row stands in each line of the batch
@@ -91,6 +75,32 @@ def decode(
             logits_to_keep=torch.ones_like(tokens[:, None], dtype=torch.bool),
         ).logits
         position = position + 1
+
+
+def _prefill(
+    model: Any, prompts: Sequence[tuple[int, ...]], *, room: int, pad_id: int
+) -> tuple[Any, torch.Tensor, torch.Tensor]:
+    """Read the prompts, equal ones once; return the cache, the mask [B, tokens] and the last logits [B, V]."""
+    import torch
+
+    unique = {prompt: index for index, prompt in enumerate(dict.fromkeys(prompts))}
+    cache = new_cache(model, room=room)
+    ids, mask = left_pad(list(unique), pad_id, model.device)
+    last = torch.zeros_like(mask, dtype=torch.bool)
+    last[:, -1] = True
+    logits = model(
+        input_ids=ids,
+        attention_mask=mask,
+        position_ids=(mask.cumsum(-1) - 1).clamp(min=0),
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=last,
+    ).logits  # [U, V]
+    if len(unique) == len(prompts):
+        return cache, mask, logits
+    origin = torch.tensor([unique[prompt] for prompt in prompts], device=model.device)
+    cache.batch_select_indices(origin)
+    return cache, mask[origin], logits[origin]
 
 
 def choose_tokens(

@@ -7,7 +7,7 @@ would otherwise keep nothing, or everything.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,21 +49,26 @@ class Source:
         self.substitute = substitute
         self.canary = canary
 
-    def answer(self, prompts: Sequence[str], *, ids: Sequence[str], decoding: Decoding, run_seed: int) -> list[Answers]:
-        """Let F and B answer each prompt and score both answers under F; `ids` seed each answer's randomness."""
-        encoded = [tuple(encode_prompt(self.engine.tokenizer, prompt)) for prompt in prompts]
-        seeds = {role: [derive_seed(run_seed, role, i) for i in ids] for role in ("y_f", "y_b")}
+    def answer(self, prompts: Mapping[str, str], *, decoding: Decoding, run_seed: int) -> dict[str, Answers]:
+        """Let F and B answer each prompt and score both answers under F.
+
+        `prompts` maps a candidate's id, which seeds the randomness of its answers, to its prompt.
+        """
+        if not prompts:
+            return {}
+        encoded = [tuple(encode_prompt(self.engine.tokenizer, prompt)) for prompt in prompts.values()]
+        seeds = {role: [derive_seed(run_seed, role, name) for name in prompts] for role in ("y_f", "y_b")}
         by_f = self.engine.generate(encoded, seeds=seeds["y_f"], decoding=decoding, fine_tuned=True)
         if self.substitute is None:
             by_b = self.engine.generate(encoded, seeds=seeds["y_b"], decoding=decoding, fine_tuned=False)
         else:
-            own = [tuple(encode_prompt(self.substitute.tokenizer, prompt)) for prompt in prompts]
+            own = [tuple(encode_prompt(self.substitute.tokenizer, prompt)) for prompt in prompts.values()]
             by_b = self.substitute.generate(own, seeds=seeds["y_b"], decoding=decoding, fine_tuned=False)
             # Another tokenizer wrote y_b: both take the path through text, so both suffer the same re-encoding.
             by_f, by_b = ([self._reencoded(c) for c in side] for side in (by_f, by_b))
         scored_f = self._scored(encoded, by_f, own=True)
         scored_b = self._scored(encoded, by_b, own=False)
-        return [Answers(y_f=f, y_b=b) for f, b in zip(scored_f, scored_b, strict=True)]
+        return {name: Answers(y_f=f, y_b=b) for name, f, b in zip(prompts, scored_f, scored_b, strict=True)}
 
     def engines(self) -> list[Engine]:
         """Return the engines behind F and B."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import tuneshift
@@ -16,12 +17,13 @@ def write_model_card(run: RunDirectory, ledger: Ledger) -> None:
     """Write `adapter/README.md` in the Hub's form, from the verdict and what the ledger says of the models."""
     verdict = json.loads(run.verdict.read_text(encoding="utf-8"))
     models = json.loads(ledger.meta("models") or "")
-    target, tuned = models["target.model"], models.get("source.adapter") or models["source.model"]
+    names = {role: public_name(reference) for role, reference in models.items()}
+    target, tuned = names["target.model"], names.get("source.adapter") or names["source.model"]
     tags = "library_name: peft\npipeline_tag: text-generation\ntags:\n- lora\n- tuneshift"
     parts = [
         f"---\nbase_model: {target}\n{tags}\n---",
         f"# {ledger.meta('name')}",
-        f"A LoRA adapter for `{target}` that carries over what `{tuned}` had learnt on `{models['source.base']}`. It "
+        f"A LoRA adapter for `{target}` that carries over what `{tuned}` had learnt on `{names['source.base']}`. It "
         f"was made without the original training data by TuneShift {tuneshift.__version__}: from a few example "
         f"prompts {verdict['candidates']} more were generated, the fine-tuned source and its base answered them, the "
         f"criterion `{verdict['criterion']}` kept {verdict['kept']}, and the target learnt {verdict['trained_pairs']}.",
@@ -35,6 +37,11 @@ def write_model_card(run: RunDirectory, ledger: Ledger) -> None:
         'model = AutoPeftModelForCausalLM.from_pretrained("path/of/this/folder")\n```',
     ]
     write_atomically(run.adapter / "README.md", "\n\n".join(part for part in parts if part) + "\n")
+
+
+def public_name(reference: str) -> str:
+    """Return a Hub id as it is, and of a local path only its last part: a card may be published."""
+    return Path(reference).name if Path(reference).is_absolute() else reference
 
 
 def _accuracy(verdict: dict[str, Any]) -> str:

@@ -1,0 +1,77 @@
+"""What the documents say is what the code does."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+import typer
+import yaml
+
+from tuneshift.cli import app
+from tuneshift.config import check_config, load_config
+from tuneshift.reference import configuration_reference
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def readme_yaml() -> str:
+    """Return the configuration printed in the README."""
+    (block,) = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
+    return str(block)
+
+
+def test_the_configuration_reference_is_up_to_date() -> None:
+    assert (ROOT / "docs/configuration.md").read_text(encoding="utf-8") == configuration_reference()
+
+
+def test_the_readme_configuration_loads_as_written() -> None:
+    loaded = check_config(yaml.safe_load(readme_yaml()), folder=ROOT, name="readme", shown_as="README.md")
+    assert loaded.config.seeds == str(ROOT / "examples/snips/seeds.jsonl")
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("examples/**/*.yaml")), ids=lambda path: path.name)
+def test_every_example_configuration_loads(path: Path) -> None:
+    config = load_config(path).config
+    assert Path(config.seeds).is_file()
+    assert config.evaluation is not None
+    assert Path(config.evaluation.data).is_file()
+
+
+def test_every_command_in_the_readme_exists() -> None:
+    commands = set(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
+    named = set(re.findall(r"tuneshift (\w+)", README))
+    assert {"transfer", "plan", "show", "reselect", "evaluate", "export", "report", "models"} <= named
+    assert named <= commands
+
+
+def test_every_command_is_in_the_readme() -> None:
+    for command in typer.main.get_command(app).commands:  # type: ignore[attr-defined]
+        assert command in README
+
+
+def test_every_module_has_its_place_in_the_readme() -> None:
+    package = ROOT / "src/tuneshift"
+    for path in package.glob("*.py"):
+        assert path.stem.startswith("__") or f"`{path.name}`" in README, path.name
+    for folder in package.iterdir():
+        if (folder / "__init__.py").exists():
+            assert f"`{folder.name}/`" in README, folder.name
+
+
+def test_no_source_file_is_longer_than_400_lines() -> None:
+    long = {p.name: n for p in (ROOT / "src").rglob("*.py") if (n := len(p.read_text().splitlines())) > 400}
+    assert long == {}
+
+
+def test_no_function_is_longer_than_60_lines() -> None:
+    long = {
+        f"{path.name}:{node.name}": length
+        for path in (ROOT / "src").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef) and (length := (node.end_lineno or 0) - node.lineno + 1) > 60
+    }
+    assert long == {}

@@ -1,0 +1,48 @@
+"""The whole command line on two real models from the package index, with a tiny budget."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from test_docs import ROOT, readme_yaml
+from test_transfer import run_cli
+
+from tuneshift.demo import prepare_models
+from tuneshift.run.ledger import Ledger
+
+pytestmark = pytest.mark.real
+
+
+@pytest.fixture(scope="session")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which the README's configuration works as written."""
+    folder = tmp_path_factory.mktemp("readme")
+    (folder / "models").symlink_to(prepare_models())
+    (folder / "examples").symlink_to(ROOT / "examples")
+    (folder / "transfer.yaml").write_text(readme_yaml(), encoding="utf-8")
+    return folder
+
+
+def test_the_readme_configuration_moves_knowledge_between_real_models(project: Path) -> None:
+    items = (ROOT / "examples/snips/test.jsonl").read_text().splitlines()[:40]
+    (project / "few.jsonl").write_text("\n".join(items), encoding="utf-8")
+    small = [
+        *("--set", "synthesis.target_size=40", "--set", "synthesis.decoding=greedy"),
+        *("--set", "distill.num_train_epochs=4", "--set", "distill.learning_rate=0.002"),
+        *("--set", "evaluation.data=few.jsonl"),
+    ]
+    run = project / "run"
+    code = run_cli("transfer", str(project / "transfer.yaml"), "--run-dir", str(run), *small)
+    verdict = json.loads((run / "verdict.json").read_text())
+    assert code == (0 if verdict["improved"] else 3)
+    assert verdict["source"]["accuracy"] > 0.8
+    assert verdict["before"]["accuracy"] < 0.1
+    assert verdict["trained_pairs"] == 40
+    with Ledger(run / "ledger.sqlite") as ledger:
+        kept = [candidate for candidate in ledger.candidates() if candidate.kept]
+    for candidate in kept:
+        assert candidate.y_f is not None
+        assert candidate.y_b is not None
+        assert candidate.y_f.perplexity() < 1.5 <= candidate.y_b.perplexity()
