@@ -6,7 +6,7 @@ import math
 from dataclasses import replace
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from tuneshift.criteria import RULES, Criterion, calibrate_tau, decide
@@ -245,6 +245,7 @@ def brute_force(records: list[Candidate], rate: float) -> float:
     return min(abs(sum(ok and f < tau <= b for f, b, ok in values) / len(values) - rate) for tau in grid)
 
 
+@settings(deadline=None)
 @given(st.lists(unsure_candidates, min_size=1, max_size=8), st.floats(0.05, 0.95))
 def test_a_calibrated_tau_comes_as_close_to_the_wanted_rate_as_any(records: list[Candidate], rate: float) -> None:
     criterion = Criterion("ppl_diff", keep_rate=rate)

@@ -238,6 +238,15 @@ def test_normalizing_ignores_case_punctuation_and_spacing() -> None:
     assert normalize("  Straße,\tNO. 5! ") == "strasse no 5"
 
 
+@pytest.mark.parametrize(("one", "other"), [("दिन", "दान"), ("ปี", "ปู")], ids=["Hindi", "Thai"])
+def test_a_vowel_sign_is_no_punctuation(one: str, other: str) -> None:
+    assert normalize(one) != normalize(other)
+
+
+def test_an_accent_counts_the_same_however_it_is_encoded() -> None:
+    assert normalize("na\N{LATIN SMALL LETTER I WITH DIAERESIS}ve") == normalize("nai\N{COMBINING DIAERESIS}ve")
+
+
 # What the generator is asked
 
 

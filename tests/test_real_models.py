@@ -9,8 +9,14 @@ import pytest
 from test_docs import ROOT, readme_yaml
 from test_transfer import run_cli
 
+from tuneshift.config import load_config
+from tuneshift.datafiles import read_seeds
 from tuneshift.demo import prepare_models
+from tuneshift.engines.hf import HfEngine
+from tuneshift.models import LoadOptions
+from tuneshift.prompts.generators import PoolItem
 from tuneshift.run.ledger import Ledger
+from tuneshift.wiring import prompt_generator
 
 pytestmark = pytest.mark.real
 
@@ -23,6 +29,23 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "examples").symlink_to(ROOT / "examples")
     (folder / "transfer.yaml").write_text(readme_yaml(), encoding="utf-8")
     return folder
+
+
+def test_a_real_instruct_model_writes_prompts_through_its_chat_template(project: Path) -> None:
+    loaded = load_config(
+        project / "transfer.yaml",
+        ["generator.kind=chat", "generator.model=base", "generator.max_new_tokens=30", "synthesis.per_call=5"],
+    )
+    engine = HfEngine.open(str(project / "models/SmolLM2-135M-Instruct"), load=LoadOptions())
+    generator = prompt_generator(loaded, engine)
+    pool = [
+        PoolItem(seed.id, seed.text) for seed in read_seeds(Path(loaded.config.seeds), loaded.config.prompt_template)
+    ]
+    (call,) = generator.write(pool, round_index=0, calls=1)
+    assert call.prompt.count("<|im_start|>assistant") == 1
+    texts = generator.parse(call)
+    assert len(texts) == 5
+    assert any(texts)
 
 
 def test_the_readme_configuration_moves_knowledge_between_real_models(project: Path) -> None:

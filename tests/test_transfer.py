@@ -160,6 +160,21 @@ def test_evaluate_again_on_other_data(finished: Path, tiny: Tiny, tmp_path: Path
     assert run_cli("report", str(copy)) == 0
 
 
+def test_an_automatic_tau_is_calibrated_once_and_frozen(tiny: Tiny, tmp_path: Path) -> None:
+    criterion = {"name": "ppl_diff", "tau": "auto", "keep_rate": 0.3, "calibration": 40}
+    config = write_project(tmp_path, tiny, criterion=criterion)
+    run_cli("transfer", str(config), "--run-dir", str(tmp_path / "run"))
+    with Ledger(tmp_path / "run/ledger.sqlite") as ledger:
+        rounds, candidates = ledger.rounds(), ledger.candidates()
+    first = [candidate for candidate in candidates if candidate.round == 0]
+    answered = [candidate for candidate in first if candidate.y_f is not None]
+    assert len(first) >= 40
+    assert len(rounds) > 1
+    assert len({entry.tau for entry in rounds}) == 1
+    assert rounds[0].tau != 1.5
+    assert sum(candidate.kept for candidate in first) / len(answered) == pytest.approx(0.3, abs=0.15)
+
+
 def test_plan_estimates_and_writes_nothing(tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = write_project(tmp_path, tiny)
     before = files(tmp_path)

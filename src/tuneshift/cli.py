@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from tuneshift.errors import ResumeRefused, TuneShiftError
+from tuneshift.errors import Interrupted, ResumeRefused, TuneShiftError
 
 EXIT_NO_IMPROVEMENT = 3
 
@@ -205,11 +206,16 @@ def env(as_json: AsJson = False) -> None:
 
 def main() -> None:
     """Run the command line; turn the errors that users can meet into one paragraph and an exit code."""
+
+    def interrupt(number: int, frame: object) -> NoReturn:
+        raise Interrupted
+
+    signal.signal(signal.SIGINT, interrupt)
     try:
         app()
     except TuneShiftError as error:
         _fail(str(error), 4 if isinstance(error, ResumeRefused) else 2)
-    except KeyboardInterrupt:
+    except Interrupted:
         _fail("interrupted; the state is saved. The same command continues the run.", 130)
 
 
@@ -274,9 +280,10 @@ def _show_verdict(verdict: dict[str, Any], path: Path, as_json: bool) -> None:
         console.print(table)
         recovery = f"{verdict['recovery']:.2f}" if verdict["recovery"] is not None else "n/a"
         console.print(f"gain {verdict['difference']:+.1%}, McNemar p {verdict['mcnemar_p']:.2g}, recovery {recovery}")
-    seconds = ", ".join(f"{stage} {value:.0f} s" for stage, value in verdict["seconds"].items())
-    memory = verdict["peak_memory_bytes"] / 2**30
-    console.print(f"kept {verdict['kept']} of {verdict['candidates']} candidates; {seconds}; {memory:.1f} GiB at most")
+    stages = ", ".join(f"{stage} {value:.0f}" for stage, value in verdict["seconds"].items())
+    total, memory = sum(verdict["seconds"].values()), verdict["peak_memory_bytes"] / 2**30
+    console.print(f"kept {verdict['kept']} of {verdict['candidates']} candidates; peak memory {memory:.1f} GiB")
+    console.print(f"{total:.0f} s: {stages}")
     console.print(sentence(verdict))
     console.print(f"report: {path / 'report.md'}\nadapter: {path / 'adapter'}", soft_wrap=True)
 

@@ -119,8 +119,11 @@ def _unusable(y_f: Response, y_b: Response, criterion: Criterion) -> str | None:
         return "empty y_b"
     if y_f.finish_reason == "length":
         return "y_f hit max_new_tokens"
-    if not all(math.isfinite(response.perplexity(count_eos=criterion.count_eos)) for response in (y_f, y_b)):
-        return "non-finite score"
+    for response in (y_f, y_b):  # an infinite sum would pass for a perplexity of 0
+        if not (
+            math.isfinite(response.sum_logprob) and math.isfinite(response.perplexity(count_eos=criterion.count_eos))
+        ):
+            return "non-finite score"
     return None
 
 

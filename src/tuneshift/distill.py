@@ -116,7 +116,6 @@ def distill(
     trainer = make_trainer(peft_model, tokenizer, dataset, arguments, on_step)
     checkpoint = newest_sealed_checkpoint(checkpoint_dir)
     trainer.train(resume_from_checkpoint=checkpoint)
-    peft_model.peft_config["default"].base_model_name_or_path = target
     peft_model.save_pretrained(str(output_dir), save_embedding_layers=False)
     tokenizer.save_pretrained(output_dir)
     seconds = time.monotonic() - started

@@ -9,6 +9,8 @@
     · NothingKeptError      the criterion kept no candidate; carries the diagnosis
   * ResumeRefused           exit 4: the run directory belongs to another configuration
 
+* Interrupted               exit 130: Ctrl-C; the state is saved
+
 Every message says what is wrong, the value, what was expected, and the remedy.
 Anything else that escapes is a bug: exit 1, with its traceback.
 """
@@ -44,3 +46,7 @@ class NothingKeptError(UserError):
 
 class ResumeRefused(TuneShiftError):
     """The run directory was made by a configuration that would give other results."""
+
+
+class Interrupted(BaseException):
+    """Ctrl-C. Like `KeyboardInterrupt` no `Exception`, so that no library swallows it, but ours to report."""

@@ -62,7 +62,8 @@ def transfer(loaded: LoadedConfig, run: RunDirectory, *, progress: Progress = SI
         with synthesis_models(loaded, inputs, progress) as models, open_ledger(loaded, run) as ledger:
             # 2) Synthesis: new prompts, both answers, F's scores, the criterion; round by round.
             reason = synthesis(loaded, inputs, models).run(ledger, progress)
-            ledger.set_meta(stop_reason=reason, models=json.dumps(named_models(loaded)))
+            described = {"models": named_models(loaded), "engines": models.source.describe()}
+            ledger.set_meta(stop_reason=reason, **{key: json.dumps(value) for key, value in described.items()})
     with open_ledger(loaded, run) as ledger:
         # 3) Dataset: the kept pairs, with where each comes from.
         candidates = ledger.candidates()

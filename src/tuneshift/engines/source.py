@@ -7,6 +7,7 @@ would otherwise keep nothing, or everything.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -94,9 +95,10 @@ class Source:
         """Return responses with F's log-probabilities; F's own, as sampled, need no second pass (`own`)."""
         requests, missing = [], []
         for index, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
-            if completion.token_ids and not (own and completion.logprobs is not None):
-                ending = () if completion.eos_logprob is None else (int(self.engine.tokenizer.eos_token_id),)
-                requests.append(ScoreRequest(prompt, completion.token_ids + ending))
+            ending = () if completion.eos_logprob is None else (int(self.engine.tokenizer.eos_token_id),)
+            ids = completion.token_ids + ending
+            if ids and not (own and completion.logprobs is not None):
+                requests.append(ScoreRequest(prompt, ids))
                 missing.append(index)
         scores = dict(zip(missing, self.engine.score(requests, fine_tuned=True) if requests else [], strict=True))
         responses = []
@@ -149,6 +151,11 @@ def open_source(
         raise ModelError("source: give either `adapter` or `model`; without one F would equal B.")
     tuned = _prompt_logprobs(engine, canary_prompts, fine_tuned=True)
     effect = _largest_change(_prompt_logprobs(engine, canary_prompts, fine_tuned=False), tuned)
+    if not math.isfinite(effect):
+        raise ModelError(
+            f"{adapter or model}: F's log-probabilities on the seed prompts are not finite numbers, so its weights are "
+            "damaged. Copy it anew, or set run.dtype: float32 if it overflows."
+        )
     if effect <= CANARY_TOLERANCE:
         raise ModelError(
             f"{adapter or model}: changes nothing. On the seed prompts F's log-probabilities equal those of "
@@ -176,4 +183,5 @@ def _prompt_logprobs(engine: Engine, prompts: Sequence[str], *, fine_tuned: bool
 
 def _largest_change(first: Sequence[tuple[float, ...]], second: Sequence[tuple[float, ...]]) -> float:
     pairs = zip(first, second, strict=True)
-    return max((abs(a - b) for x, y in pairs for a, b in zip(x, y, strict=True)), default=0.0)
+    changes = [abs(a - b) for x, y in pairs for a, b in zip(x, y, strict=True)]
+    return max(changes, default=0.0) if all(map(math.isfinite, changes)) else math.nan

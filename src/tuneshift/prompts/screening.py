@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 
 from tuneshift.prompts.parsing import fill_template
@@ -13,8 +13,12 @@ UNANSWERED = "unanswered"
 
 
 def normalize(text: str) -> str:
-    """Return the form in which two texts count as the same: case, punctuation and spacing aside."""
-    return " ".join(re.findall(r"\w+", text.casefold()))
+    """Return the form in which two texts count as the same: case, punctuation, spacing and encoding aside.
+
+    Letters, numbers and marks stay: in many scripts a vowel is a mark.
+    """
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    return " ".join("".join(c if unicodedata.category(c)[0] in "LMN" else " " for c in folded).split())
 
 
 class Screen:

@@ -29,6 +29,7 @@ def write_manifest(run: RunDirectory, ledger: Ledger) -> None:
         "fingerprint": ledger.meta("fingerprint"),
         "files": {str(p.relative_to(run.path)): file_sha256(p) for p in artefacts if p.exists()},
         "models": {role: {"path": path, **_weights(Path(path))} for role, path in described.items()},
+        "engines": json.loads(ledger.meta("engines") or "null"),
         **environment(),
     }
     write_json(run.manifest, manifest)
