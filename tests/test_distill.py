@@ -16,7 +16,15 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import tuneshift.distill as distill_module
-from tuneshift.distill import Pair, TrainingSummary, distill, newest_sealed_checkpoint, response_loss, tokenize_pairs
+from tuneshift.distill import (
+    Pair,
+    TrainingSettings,
+    TrainingSummary,
+    distill,
+    newest_sealed_checkpoint,
+    response_loss,
+    tokenize_pairs,
+)
 from tuneshift.errors import ModelError
 from tuneshift.models import LoadOptions
 
@@ -39,17 +47,22 @@ def one_thread() -> Iterator[None]:
 
 
 def train(tiny: Tiny, folder: Path, **options: Any) -> TrainingSummary:
+    on_step = {"on_step": options.pop("on_step")} if "on_step" in options else {}
     settings: dict[str, Any] = {
         "target": str(tiny.gemma),
-        "output_dir": folder / "adapter",
-        "checkpoint_dir": folder / "checkpoints",
         "r": 4,
         "num_train_epochs": EPOCHS,
         "learning_rate": 5e-3,
         "per_device_train_batch_size": 2,
         "load": LOAD,
     }
-    return distill(PAIRS, **{**settings, **options})
+    return distill(
+        PAIRS,
+        TrainingSettings(**{**settings, **options}),
+        output_dir=folder / "adapter",
+        checkpoint_dir=folder / "checkpoints",
+        **on_step,
+    )
 
 
 def stop_at(step: int) -> Callable[[int, int, float | None], None]:
@@ -151,10 +164,9 @@ def test_a_pair_that_just_fits_is_not_cut(tiny: Tiny) -> None:
 
 def test_a_pair_longer_than_the_context_is_refused_by_its_number(tiny: Tiny, tmp_path: Path) -> None:
     long = Pair("Request: " + "play some jazz " * 30, " play")
+    settings = TrainingSettings(str(tiny.gemma), load=LOAD)
     with pytest.raises(ModelError, match=r"training pair 11 .*256"):
-        distill(
-            [*PAIRS, long], target=str(tiny.gemma), output_dir=tmp_path / "a", checkpoint_dir=tmp_path / "c", load=LOAD
-        )
+        distill([*PAIRS, long], settings, output_dir=tmp_path / "a", checkpoint_dir=tmp_path / "c")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerBase
 
+from tuneshift.encoding import Reader
 from tuneshift.engines.base import Completion, Decoding, ScoreRequest
 from tuneshift.errors import ModelError
 from tuneshift.models import load_tokenizer
@@ -253,10 +254,9 @@ def test_an_accent_counts_the_same_however_it_is_encoded() -> None:
 class ScriptedEngine:
     """Answers with a script, and keeps what it was asked."""
 
-    context_length = 256
-
     def __init__(self, tokenizer: PreTrainedTokenizerBase, script: Sequence[tuple[str, bool]]) -> None:
         self.tokenizer = tokenizer
+        self.reader = Reader(tokenizer, 256, 60)
         self.script = script
         self.prompts: list[list[int]] = []
         self.seeds: list[int] = []

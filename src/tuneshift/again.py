@@ -68,9 +68,7 @@ def evaluate_again(run: RunDirectory, overrides: Sequence[str], *, progress: Pro
     with Ledger(run.ledger) as ledger:
         loaded = stored_config(run, ledger, overrides)
         inputs = read_inputs(loaded.config, folder=loaded.folder)
-        for path in run.evaluation.glob("*.jsonl"):
-            path.unlink()
         settings = evidence_settings(loaded, inputs, run.adapter)
-        verdict = gather_evidence(run, ledger, progress=progress, **settings)
+        verdict = gather_evidence(run, ledger, anew=True, progress=progress, **settings)
         finish(run, ledger)
     return verdict

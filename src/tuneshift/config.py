@@ -8,6 +8,7 @@ the text as it was written.
 
 from __future__ import annotations
 
+import copy
 import difflib
 import hashlib
 import json
@@ -18,7 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -29,24 +29,26 @@ from pydantic import (
     ValidationInfo,
     model_validator,
 )
+from pydantic.fields import FieldInfo
 
+from tuneshift.configfile import apply_override, expand_variables, read_mapping
 from tuneshift.errors import ConfigError
-
-VARIABLE = re.compile(r"\$\{(\w+)\}")
-MAX_BYTES = 2**20  # a configuration is a page; a guess that stops an alias bomb before it is parsed
 
 
 def _from_folder(value: str, info: ValidationInfo) -> str:
     """Make a path absolute, from the configuration file's folder."""
     folder = Path((info.context or {}).get("folder", "."))
-    return str((folder / Path(value).expanduser()).resolve())
+    try:
+        return str((folder / Path(value).expanduser()).resolve())
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ValueError(f"this is no path that can be followed: {error}") from error
 
 
 def _path_or_hub_id(value: str, info: ValidationInfo) -> str:
     """Make a model reference absolute where such a path exists; a Hub id stays as it is."""
     path = _from_folder(value, info)
     explicit = value.startswith(("/", "./", "../", "~")) or value.endswith(".gguf")
-    return path if explicit or Path(path).exists() else value
+    return path if explicit or os.path.exists(path) else value
 
 
 def _generator_model(value: str, info: ValidationInfo) -> str:
@@ -61,7 +63,7 @@ ModelText = Annotated[str, AfterValidator(_path_or_hub_id)]
 class Section(BaseModel):
     """Base of all sections: unknown keys are errors, values do not change after loading."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
 
 
 class SourceSection(Section):
@@ -137,7 +139,7 @@ class CriterionSection(Section):
     name: Literal[
         "ppl_diff", "asymmetric", "ratio", "low_low", "high_low", "high_high", "none", "random", "disagree"
     ] = Field("ppl_diff", description="The rule; `ppl_diff` keeps where PPL_F(y_f) < tau <= PPL_F(y_b).")
-    tau: Annotated[float, Field(gt=1, allow_inf_nan=False)] | Literal["auto"] = Field(
+    tau: Annotated[float, Field(gt=1)] | Literal["auto"] = Field(
         1.5,
         description="Threshold, a perplexity above 1 (paper: 1.5), or `auto`: calibrated on the first "
         "`calibration` candidates to keep `keep_rate` of them, then frozen.",
@@ -262,20 +264,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> LoadedConfig:
     Raises:
         ConfigError: the file cannot be read or is wrong; the message lists every error.
     """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror}). Give the path of a YAML file.") from error
-    if len(data) > MAX_BYTES:
-        raise ConfigError(f"{path}: {len(data)} bytes, at most {MAX_BYTES} are read. This is no configuration file.")
-    try:
-        raw = yaml.safe_load(data.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: byte {error.start} is not UTF-8. Save the file as UTF-8.") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(raw, dict):
-        raise ConfigError(f"{path}: expected sections such as `source:` and `target:`, got {type(raw).__name__}.")
+    raw = read_mapping(path)
     return check_config(raw, folder=path.resolve().parent, name=path.stem, overrides=overrides, shown_as=str(path))
 
 
@@ -283,94 +272,55 @@ def check_config(
     raw: Mapping[str, Any], *, folder: Path, name: str, overrides: Sequence[str] = (), shown_as: str
 ) -> LoadedConfig:
     """Apply overrides to a raw mapping, expand variables and check it; see `load_config`."""
-    merged: dict[str, Any] = json.loads(json.dumps(raw, default=str))
+    merged = copy.deepcopy(dict(raw))
     for override in overrides:
-        _apply(merged, override)
+        apply_override(merged, override)
     try:
-        config = Config.model_validate(_expand(merged, shown_as), context={"folder": str(folder)})
+        expanded = expand_variables(merged, shown_as=shown_as)
+        config = Config.model_validate(expanded, context={"folder": str(folder)})
     except ValidationError as error:
-        problems = [_describe(problem) for problem in error.errors()]
-        raise ConfigError(
-            f"{shown_as}: {len(problems)} error(s) in the configuration:\n" + "\n".join(problems)
-        ) from None
+        problems = {_keys(problem): problem for problem in reversed(error.errors())}  # a union has one error a member
+        lines = [_describe(keys, problem, merged) for keys, problem in reversed(problems.items())]
+        raise ConfigError(f"{shown_as}: {len(lines)} error(s) in the configuration:\n" + "\n".join(lines)) from None
     relevant = config.model_dump(mode="json")
     relevant["run"].pop("dir")
     fingerprint = hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()
     return LoadedConfig(config=config, raw=merged, folder=folder, name=name, fingerprint=fingerprint)
 
 
-def difference(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
-    """Return a line for each setting that differs between two raw mappings, as `key: before -> after`."""
-    old, new = _flatten(before), _flatten(after)
-    default = "(default)"
-    return [
-        f"{key}: {old.get(key, default)} -> {new.get(key, default)}"
-        for key in sorted(old | new)
-        if old.get(key, default) != new.get(key, default)
-    ]
+def section_class(field: FieldInfo) -> type[BaseModel] | None:
+    """Return the section that a field of `Config` holds, or `None` for a plain setting."""
+    members = [field.annotation, *getattr(field.annotation, "__args__", ())]
+    return next((m for m in members if isinstance(m, type) and issubclass(m, BaseModel)), None)
 
 
-def _flatten(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    flat: dict[str, str] = {}
-    for key, value in mapping.items():
-        if isinstance(value, Mapping):
-            flat |= _flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = json.dumps(value, ensure_ascii=False)
-    return flat
+def _keys(problem: Any) -> tuple[str, ...]:
+    """Return where an error is, in the file's keys; the names of a union's members are left out."""
+    keys: list[str] = []
+    section: type[BaseModel] | None = Config
+    for depth, part in enumerate(problem["loc"]):
+        unknown = problem["type"] == "extra_forbidden" and depth == len(problem["loc"]) - 1
+        if section is None:
+            if isinstance(part, int) or unknown:
+                keys.append(str(part))
+        elif part in section.model_fields:
+            keys.append(str(part))
+            section = section_class(section.model_fields[str(part)])
+        elif unknown:
+            keys.append(str(part))
+    return tuple(keys)
 
 
-def _apply(merged: dict[str, Any], override: str) -> None:
-    key, separator, text = override.partition("=")
-    if not separator or not key.strip():
-        raise ConfigError(f"--set {override!r}: expected key=value, for example --set synthesis.target_size=100.")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {override!r}: the value is not valid YAML. Quote it.") from error
-    *sections, last = key.strip().split(".")
-    place = merged
-    for section in sections:
-        inner = place.get(section)
-        if isinstance(inner, str) and section == "criterion":
-            inner = {"name": inner}
-        place[section] = inner if isinstance(inner, dict) else {}
-        place = place[section]
-    place[last] = value
-
-
-def _expand(value: Any, shown_as: str) -> Any:
-    if isinstance(value, dict):
-        return {key: _expand(inner, shown_as) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_expand(inner, shown_as) for inner in value]
-    if not isinstance(value, str):
-        return value
-
-    def variable(match: re.Match[str]) -> str:
-        name = match.group(1)
-        if name not in os.environ:
-            raise ConfigError(f"{shown_as}: ${{{name}}} is not set in the environment. Export it, or write the value.")
-        return os.environ[name]
-
-    return VARIABLE.sub(variable, value)
-
-
-def _describe(problem: Any) -> str:
-    """Return one line for a pydantic error: key, problem, and for an unknown key the nearest known one."""
-    # Members of a union (`float`, `literal['auto']`) appear in the location; they are no keys of the file.
-    keys = [str(part) for part in problem["loc"] if not re.search(r"[\[\]-]", str(part))]
+def _describe(keys: tuple[str, ...], problem: Any, raw: Mapping[str, Any]) -> str:
+    """Return one line for an error: key, problem, the value as it was written, for an unknown key the nearest one."""
     where = ".".join(keys) or "configuration"
     if problem["type"] == "extra_forbidden":
-        section: Any = Config
-        for key in keys[:-1]:
-            annotation = section.model_fields[key].annotation
-            arguments = [a for a in getattr(annotation, "__args__", ()) if isinstance(a, type)]
-            section = next((a for a in arguments if issubclass(a, BaseModel)), annotation)
+        section = Config if len(keys) == 1 else section_class(Config.model_fields[keys[0]]) or Config
         known = list(section.model_fields)
-        near = difflib.get_close_matches(keys[-1], known, n=1, cutoff=0.0)
-        return f"  {where}: unknown key; did you mean `{near[0]}`? Known keys: {', '.join(known)}"
+        near = difflib.get_close_matches(keys[-1], known, n=1, cutoff=0.0)[0]
+        return f"  {where}: unknown key; did you mean `{near}`? Known keys: {', '.join(known)}"
+    written: Any = raw
+    for key in keys:
+        written = written.get(key) if isinstance(written, Mapping) else None
     message = str(problem["msg"]).removeprefix("Value error, ")
-    given = problem.get("input")
-    shown = "" if problem["type"] == "missing" or isinstance(given, dict) else f" (got {given!r})"
-    return f"  {where}: {message}{shown}"
+    return f"  {where}: {message}" + ("" if written is None or isinstance(written, Mapping) else f" (got {written!r})")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,9 @@ from typing import Any
 
 from tuneshift.errors import DataError
 from tuneshift.prompts.parsing import extract_text
+
+HALF_CHARACTER = re.compile("[\ud800-\udfff]")
+"""A surrogate: JSON can spell half of a character, and no file can hold it as UTF-8."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +104,8 @@ def _rows(path: Path, *, required: tuple[str, ...], optional: tuple[str, ...]) -
                 + f", got {', '.join(sorted(row)) or 'none'}. Rename or remove keys so that they match."
             )
         for key, value in row.items():
-            if not isinstance(value, str) or (key == "prompt" and not value.strip()):
-                raise DataError(f"{path}:{number}: {key} must be a string with some text, got {value!r}.")
+            if not isinstance(value, str) or (key == "prompt" and not value.strip()) or HALF_CHARACTER.search(value):
+                raise DataError(
+                    f"{path}:{number}: {key} must be a string with some text, of whole characters, got {value!r}."
+                )
         yield number, row

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from tuneshift.distill import Pair
 from tuneshift.errors import RunDirectoryError
-from tuneshift.run.directory import jsonl
+from tuneshift.run.directory import jsonl, read_jsonl
 from tuneshift.run.records import Candidate
 
 Row = dict[str, Any]
@@ -39,7 +38,7 @@ def read_rows(path: Path) -> list[Row]:
     """
     if not path.is_file():
         raise RunDirectoryError(f"{path}: not there; the run has not kept its pairs yet. Finish `tuneshift transfer`.")
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return read_jsonl(path)
 
 
 def pairs(rows: Sequence[Row]) -> list[Pair]:

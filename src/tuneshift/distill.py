@@ -11,20 +11,29 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tuneshift.encoding import encode_prompt, encode_response
-from tuneshift.errors import ModelError
-from tuneshift.models import LoadOptions, context_length, file_sha256, load_causal_lm, load_tokenizer
+from tuneshift.encoding import Reader, encode_prompt, encode_response
+from tuneshift.errors import ConfigError, ModelError
+from tuneshift.models import (
+    LoadOptions,
+    context_length,
+    file_sha256,
+    inspect_causal_lm,
+    load_causal_lm,
+    load_tokenizer,
+    pick_device,
+    vocabulary_size,
+)
 
 if TYPE_CHECKING:
     import torch
     from datasets import Dataset
     from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-    from trl import SFTTrainer
+    from trl import SFTConfig, SFTTrainer
 
 SEAL = "sealed.json"
 TRAINER_DEFAULTS: dict[str, Any] = {
@@ -41,6 +50,8 @@ TRAINER_DEFAULTS: dict[str, Any] = {
     "disable_tqdm": True,
 }
 """What differs from the defaults of trl's `SFTConfig`."""
+OWN_ARGUMENTS = ("output_dir", "max_length", "packing", "remove_unused_columns")
+"""Arguments that no user may set: the run's folder, and what would cut or regroup the pairs."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +60,27 @@ class Pair:
 
     prompt: str
     response: str
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """How to train; names and meaning are peft's and trl's, defaults the paper's (section H.1).
+
+    `trainer_args` go to trl's `SFTConfig` as they are, and win.
+    """
+
+    target: str
+    r: int = 8
+    lora_alpha: int = 16
+    lora_dropout: float = 0.05
+    target_modules: Sequence[str] | str = ("q_proj", "v_proj")
+    num_train_epochs: int = 20
+    learning_rate: float = 2e-5
+    per_device_train_batch_size: int = 8
+    gradient_accumulation_steps: int = 1
+    trainer_args: Mapping[str, Any] = field(default_factory=dict)
+    seed: int = 0
+    load: LoadOptions = field(default_factory=LoadOptions)
 
 
 @dataclass(frozen=True)
@@ -70,56 +102,34 @@ class TrainingSummary:
 
 def distill(
     pairs: Sequence[Pair],
+    settings: TrainingSettings,
     *,
-    target: str,
     output_dir: Path,
     checkpoint_dir: Path,
-    r: int = 8,
-    lora_alpha: int = 16,
-    lora_dropout: float = 0.05,
-    target_modules: Sequence[str] | str = ("q_proj", "v_proj"),
-    num_train_epochs: int = 20,
-    learning_rate: float = 2e-5,
-    per_device_train_batch_size: int = 8,
-    gradient_accumulation_steps: int = 1,
-    trainer_args: Mapping[str, Any] | None = None,
-    seed: int = 0,
-    load: LoadOptions = LoadOptions(),  # noqa: B008 - frozen
     on_step: Callable[[int, int, float | None], None] = lambda done, total, loss: None,
 ) -> TrainingSummary:
-    """Train a LoRA on `target` and save it under `output_dir`.
+    """Train a LoRA on the target and save it under `output_dir`.
 
-    A stopped training continues at the last epoch that `checkpoint_dir` holds. Defaults are the paper's (section H.1);
-    `trainer_args` go to trl's `SFTConfig` as they are, and win. `on_step` is told (steps done, steps in all, newest
-    mean loss in nats per token).
+    A stopped training continues at the last epoch that `checkpoint_dir` holds. `on_step` is told (steps done, steps in
+    all, newest mean loss in nats per token).
 
     Raises:
         ModelError: a pair does not fit into the target's context, or a target module does not exist.
+        ConfigError: a training argument is wrong.
     """
     started = time.monotonic()
-    tokenizer = load_tokenizer(target, trust_remote_code=load.trust_remote_code)
-    model = load_causal_lm(target, load)
+    tokenizer = load_tokenizer(settings.target, trust_remote_code=settings.load.trust_remote_code)
+    model = load_causal_lm(settings.target, settings.load)
     dataset = tokenize_pairs(pairs, tokenizer, max_length=context_length(model.config))
-    lora = {"r": r, "lora_alpha": lora_alpha, "lora_dropout": lora_dropout, "target_modules": target_modules}
-    peft_model = add_lora(model, lora, seed=seed)
-    arguments: dict[str, Any] = {
-        **TRAINER_DEFAULTS,
-        "output_dir": str(checkpoint_dir),
-        "num_train_epochs": num_train_epochs,
-        "learning_rate": learning_rate,
-        "per_device_train_batch_size": per_device_train_batch_size,
-        "gradient_accumulation_steps": gradient_accumulation_steps,
-        "seed": seed,
-        "use_cpu": model.device.type == "cpu",
-        **(trainer_args or {}),
-    }
+    peft_model = add_lora(model, settings)
+    arguments = trainer_arguments(settings, checkpoint_dir)
     trainer = make_trainer(peft_model, tokenizer, dataset, arguments, on_step)
     checkpoint = newest_sealed_checkpoint(checkpoint_dir)
     trainer.train(resume_from_checkpoint=checkpoint)
     peft_model.save_pretrained(str(output_dir), save_embedding_layers=False)
     tokenizer.save_pretrained(output_dir)
     seconds = time.monotonic() - started
-    tokens = sum(len(ids) for ids in dataset["input_ids"]) * int(arguments["num_train_epochs"])
+    tokens = sum(len(ids) for ids in dataset["input_ids"]) * settings.num_train_epochs
     return TrainingSummary(
         steps=trainer.state.global_step,
         losses=[float(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry],
@@ -130,8 +140,54 @@ def distill(
     )
 
 
-def add_lora(model: PreTrainedModel, lora: Mapping[str, Any], *, seed: int) -> PeftModel:
-    """Return `model` with fresh LoRA layers; their A matrices are drawn from `seed`.
+def inspect_target(settings: TrainingSettings) -> Reader:
+    """Prove without reading a weight that the target can be trained as asked, and return what it can read.
+
+    Raises:
+        ModelError: the target is damaged, no decoder, or lacks a target module.
+        ConfigError: a training argument is wrong.
+    """
+    model = inspect_causal_lm(settings.target, settings.load)
+    tokenizer = load_tokenizer(settings.target, trust_remote_code=settings.load.trust_remote_code)
+    reader = Reader(tokenizer, context_length(model.config), vocabulary_size(model))
+    add_lora(model, settings)
+    trainer_arguments(settings, Path("unused"))
+    return reader
+
+
+def trainer_arguments(settings: TrainingSettings, checkpoint_dir: Path) -> SFTConfig:
+    """Return trl's configuration of the training.
+
+    Raises:
+        ConfigError: an argument is unknown, its value is refused, or it is not the user's to set.
+    """
+    from trl import SFTConfig
+
+    given = settings.trainer_args
+    own = [name for name in OWN_ARGUMENTS if name in given]
+    if own:
+        raise ConfigError(f"distill.trainer_args: {own[0]} is set by the run and cannot be changed. Remove it.")
+    try:
+        return SFTConfig(
+            **{
+                **TRAINER_DEFAULTS,
+                "output_dir": str(checkpoint_dir),
+                "num_train_epochs": settings.num_train_epochs,
+                "learning_rate": settings.learning_rate,
+                "per_device_train_batch_size": settings.per_device_train_batch_size,
+                "gradient_accumulation_steps": settings.gradient_accumulation_steps,
+                "seed": settings.seed,
+                "use_cpu": pick_device(settings.load.device).type == "cpu",
+                **given,
+            }
+        )
+    except (TypeError, ValueError, ImportError) as error:
+        why = str(error).removeprefix("SFTConfig.__init__() ")
+        raise ConfigError(f"distill.trainer_args: {why}. See the arguments of trl's SFTConfig.") from error
+
+
+def add_lora(model: PreTrainedModel, settings: TrainingSettings) -> PeftModel:
+    """Return `model` with fresh LoRA layers; their A matrices are drawn from the seed.
 
     Raises:
         ModelError: a target module does not exist in the model.
@@ -139,13 +195,17 @@ def add_lora(model: PreTrainedModel, lora: Mapping[str, Any], *, seed: int) -> P
     from peft import LoraConfig, get_peft_model
     from transformers import set_seed
 
-    set_seed(seed)
-    modules = lora["target_modules"]
+    set_seed(settings.seed)
+    modules = settings.target_modules
     try:
         config = LoraConfig(
-            **{**lora, "target_modules": modules if isinstance(modules, str) else list(modules)}, task_type="CAUSAL_LM"
+            r=settings.r,
+            lora_alpha=settings.lora_alpha,
+            lora_dropout=settings.lora_dropout,
+            target_modules=modules if isinstance(modules, str) else list(modules),
+            task_type="CAUSAL_LM",
         )
-        return get_peft_model(model, config)
+        return get_peft_model(model, config, low_cpu_mem_usage=model.device.type == "meta")
     except ValueError as error:
         raise ModelError(f"distill.target_modules: {error}") from error
 
@@ -214,12 +274,12 @@ def make_trainer(
     model: PeftModel,
     tokenizer: PreTrainedTokenizerBase,
     dataset: Dataset,
-    arguments: Mapping[str, Any],
+    arguments: SFTConfig,
     on_step: Callable[[int, int, float | None], None],
 ) -> SFTTrainer:
     """Return trl's trainer with the head on response rows; on CUDA its fused head already skips the others."""
     from transformers import PrinterCallback
-    from trl import SFTConfig, SFTTrainer
+    from trl import SFTTrainer
 
     class ResponseTrainer(SFTTrainer):
         """See `response_loss`."""
@@ -237,7 +297,7 @@ def make_trainer(
 
     trainer = ResponseTrainer(
         model=model,
-        args=SFTConfig(**arguments),
+        args=arguments,
         train_dataset=dataset,
         processing_class=tokenizer,
         callbacks=[_epoch_callback(on_step)],

@@ -48,6 +48,30 @@ def decode_response(tokenizer: PreTrainedTokenizerBase, prompt_ids: Sequence[int
 
 
 @dataclass(frozen=True)
+class Reader:
+    """What a model can read: `context_length` tokens in all, `None` where unknown, of ids below `vocabulary_size`."""
+
+    tokenizer: PreTrainedTokenizerBase
+    context_length: int | None
+    vocabulary_size: int
+
+    def objection(self, ids: Sequence[int], *, room: int) -> str | None:
+        """Tell why the model cannot read a prompt's ids and write `room` tokens behind them; `None` if it can."""
+        name = self.tokenizer.name_or_path
+        if max(ids, default=0) >= self.vocabulary_size:
+            return (
+                f"the tokenizer of {name} gives it the token id {max(ids)}, but the model has embeddings for "
+                f"{self.vocabulary_size} ids only"
+            )
+        if self.context_length is not None and len(ids) + room > self.context_length:
+            return (
+                f"its {len(ids)} tokens and {room} for the response do not fit into the context of {name}, "
+                f"{self.context_length} tokens"
+            )
+        return None
+
+
+@dataclass(frozen=True)
 class Truncation:
     """A response cut before its first stop string.
 

@@ -41,12 +41,21 @@ class LoadOptions:
 
 
 def pick_device(name: str) -> torch.device:
-    """Return the named torch device; `auto` is the first CUDA device, else the CPU."""
+    """Return the named torch device; `auto` is the first CUDA device, else the CPU.
+
+    Raises:
+        ModelError: torch knows no such device, or this machine has none.
+    """
     import torch
 
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise ModelError(
+            f"run.device: {name!r} cannot be used ({_first_line(error)}). Set auto, cpu, cuda or cuda:N."
+        ) from error
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
@@ -117,23 +126,41 @@ def load_causal_lm(path: str, options: LoadOptions) -> PreTrainedModel:
     """Load a causal language model in evaluation mode.
 
     Raises:
-        ModelError: it cannot be loaded, or it is no decoder-only model.
+        ModelError: it cannot be loaded, it is no decoder-only model, or weights are missing.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
-
     device = pick_device(options.device)
-    with _loading(path, "model"):
-        config = AutoConfig.from_pretrained(path, trust_remote_code=options.trust_remote_code)
-        if config.is_encoder_decoder:
-            raise ModelError(f"{path}: an encoder-decoder model. TuneShift moves decoder-only language models.")
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            path,
-            dtype=pick_dtype(options.dtype, device),
-            use_safetensors=True,
-            trust_remote_code=options.trust_remote_code,
-        )
+    model = _from_pretrained(path, trust_remote_code=options.trust_remote_code, dtype=pick_dtype(options.dtype, device))
     model.to(device)  # type: ignore[arg-type]
     model.eval()
+    return model
+
+
+def inspect_causal_lm(path: str, options: LoadOptions) -> PreTrainedModel:
+    """Return a model without its values, on torch's meta device, in a moment whatever its size.
+
+    Its weight files are opened and their names and shapes checked, so a damaged model is found before it is needed; see
+    `load_causal_lm` for what is raised.
+    """
+    return _from_pretrained(path, trust_remote_code=options.trust_remote_code, device_map="meta")
+
+
+def _from_pretrained(path: str, *, trust_remote_code: bool, **placement: Any) -> PreTrainedModel:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with _loading(path, "model"):
+        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+        if config.is_encoder_decoder:
+            raise ModelError(f"{path}: an encoder-decoder model. TuneShift moves decoder-only language models.")
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            path, trust_remote_code=trust_remote_code, use_safetensors=True, output_loading_info=True, **placement
+        )
+    model: PreTrainedModel = loaded[0]
+    missing = sorted(loaded[1]["missing_keys"])
+    if missing:
+        raise ModelError(
+            f"{path}: {len(missing)} weights are missing from its files (first: {missing[0]}), so they would be "
+            "random. Copy the model anew."
+        )
     return model
 
 
@@ -170,7 +197,9 @@ def read_adapter_config(path: str) -> dict[str, Any]:
         raise ModelError(
             f"{folder / 'adapter_config.json'}: not valid JSON ({error}). Save the adapter anew."
         ) from error
-    return dict(config)
+    if not isinstance(config, dict):
+        raise ModelError(f"{folder / 'adapter_config.json'}: expected a JSON object. Save the adapter anew.")
+    return config
 
 
 def check_adapter_base(adapter: str, base: str) -> None:
@@ -202,14 +231,14 @@ def attach_adapter(model: PreTrainedModel, adapter: str) -> PeftModel:
 
     read_adapter_config(adapter)
     try:
+        with safe_open(Path(adapter) / "adapter_model.safetensors", framework="pt") as file:
+            found = set(file.keys())
         peft_model = PeftModel.from_pretrained(model, adapter)
-    except (RuntimeError, ValueError) as error:
+    except Exception as error:  # a damaged file makes the libraries raise anything
         raise ModelError(
-            f"{adapter}: does not fit {model.config._name_or_path!r} ({_first_line(error)}). "
-            "Set source.base to the model the adapter was trained for."
+            f"{adapter}: does not fit {model.config._name_or_path!r}, or is damaged ({_first_line(error)}). "
+            "Set source.base to the model the adapter was trained for, or copy the adapter anew."
         ) from error
-    with safe_open(Path(adapter) / "adapter_model.safetensors", framework="pt") as file:
-        found = set(file.keys())
     expected = set(get_peft_model_state_dict(peft_model, save_embedding_layers=False))
     missing, unused = sorted(expected - found), sorted(found - expected - set(peft_model.state_dict()))
     if missing or unused:
@@ -228,12 +257,9 @@ def context_length(config: PreTrainedConfig) -> int | None:
     return int(length) if length else None
 
 
-def configured_context(path: str, *, trust_remote_code: bool = False) -> int | None:
-    """Return `context_length` of a model that is not loaded."""
-    from transformers import AutoConfig
-
-    with _loading(path, "model configuration"):
-        return context_length(AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code))
+def vocabulary_size(model: PreTrainedModel) -> int:
+    """Return how many token ids a model has embeddings for; a tokenizer may know more, or fewer."""
+    return int(model.get_input_embeddings().weight.shape[0])  # type: ignore[index]
 
 
 def convert_gguf(path: Path, folder: Path | None = None) -> Path:
@@ -286,7 +312,7 @@ def _loading(path: str, kind: str) -> Iterator[None]:
         raise
     except ImportError as error:
         raise ModelError(f"{path}: loading this {kind} needs a package: {_first_line(error)}") from error
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except Exception as error:  # a damaged file makes the libraries raise anything
         raise ModelError(
             f"{path}: the {kind} cannot be loaded ({_first_line(error)}). Check the path or Hub id, and that the "
             "download is complete."

@@ -43,7 +43,7 @@ from tuneshift.wiring import (
     limits_of,
     named_models,
     synthesis_models,
-    trainer_settings,
+    training_settings,
 )
 
 
@@ -66,6 +66,7 @@ def transfer(loaded: LoadedConfig, run: RunDirectory, *, progress: Progress = SI
             ledger.set_meta(stop_reason=reason, **{key: json.dumps(value) for key, value in described.items()})
     with open_ledger(loaded, run) as ledger:
         # 3) Dataset: the kept pairs, with where each comes from.
+        run.manifest.unlink(missing_ok=True)
         candidates = ledger.candidates()
         rows = kept_rows(candidates, target_size=loaded.config.synthesis.target_size)
         if not rows:
@@ -78,6 +79,7 @@ def transfer(loaded: LoadedConfig, run: RunDirectory, *, progress: Progress = SI
         if not run.training.exists():
             with timed(ledger, "distill"):
                 distill_run(loaded, run, progress)
+        shutil.rmtree(run.checkpoints, ignore_errors=True)
 
         # 5) Evidence: T before, T after and F on the same held-out items.
         settings = evidence_settings(loaded, inputs, run.adapter)
@@ -206,13 +208,12 @@ def distill_run(loaded: LoadedConfig, run: RunDirectory, progress: Progress) -> 
 
         summary = distill(
             pairs(rows),
+            training_settings(loaded),
             output_dir=run.adapter,
             checkpoint_dir=run.checkpoints,
             on_step=on_step,
-            **trainer_settings(loaded),
         )
     write_json(run.training, asdict(summary))
-    shutil.rmtree(run.checkpoints)
 
 
 def finish(run: RunDirectory, ledger: Ledger) -> None:

@@ -19,7 +19,7 @@ from tuneshift.preflight import read_inputs
 from tuneshift.progress import SILENT, Progress
 from tuneshift.prompts.stopping import Limits
 from tuneshift.run.ledger import Ledger
-from tuneshift.wiring import synthesis_models, trainer_settings
+from tuneshift.wiring import synthesis_models, training_settings
 
 PROBE = 20  # candidates, as one call of the paper's
 REHEARSAL_STEPS = 2
@@ -82,17 +82,16 @@ def plan(loaded: LoadedConfig, *, progress: Progress = SILENT) -> dict[str, Any]
 
 def _rehearse(loaded: LoadedConfig, learnt: list[Pair], folder: Path) -> float:
     """Return the seconds of one training step, the first (which warms up) left out."""
-    settings = trainer_settings(loaded)
-    batch = settings["per_device_train_batch_size"] * settings["gradient_accumulation_steps"]
+    settings = training_settings(loaded)
+    batch = settings.per_device_train_batch_size * settings.gradient_accumulation_steps
     repeated = (learnt * (batch * REHEARSAL_STEPS))[: batch * REHEARSAL_STEPS]
     rehearsal = {"max_steps": REHEARSAL_STEPS, "save_strategy": "no", "report_to": "none"}
-    settings["trainer_args"] = {**settings["trainer_args"], **rehearsal}
     times: list[float] = []
     distill(
         repeated,
+        replace(settings, trainer_args={**settings.trainer_args, **rehearsal}),
         output_dir=folder / "rehearsal",
         checkpoint_dir=folder / "checkpoints",
         on_step=lambda *_: times.append(time.monotonic()),
-        **settings,
     )
     return times[-1] - times[-2]

@@ -6,22 +6,20 @@ That the adapter acts at all is proved where the source is opened, in `tuneshift
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from tuneshift.config import Config
 from tuneshift.datafiles import Item, Seed, read_items, read_seeds
-from tuneshift.encoding import encode_prompt
-from tuneshift.engines.base import Decoding, Engine
+from tuneshift.encoding import Reader, encode_prompt
+from tuneshift.engines.base import Decoding
 from tuneshift.engines.source import Source
 from tuneshift.errors import DataError
 from tuneshift.evaluate.tasks import find_metric
 from tuneshift.models import (
     check_adapter_base,
-    configured_context,
-    load_tokenizer,
     resolve_adapter,
     resolve_model,
 )
@@ -72,35 +70,28 @@ def read_inputs(config: Config, *, folder: Path) -> Inputs:
     return Inputs(seeds, items)
 
 
-def length_check(
-    *, engines: Sequence[Engine], target: str, max_new_tokens: int, trust_remote_code: bool
-) -> Callable[[str], bool]:
-    """Return a function that tells whether a prompt leaves room for a response in every model's context."""
-    sides = [(engine.tokenizer, engine.context_length) for engine in engines]
-    target_tokenizer = load_tokenizer(target, trust_remote_code=trust_remote_code)
-    sides.append((target_tokenizer, configured_context(target, trust_remote_code=trust_remote_code)))
-    room = max_new_tokens + 1  # the EOS
-
-    def fits(prompt: str) -> bool:
-        return all(limit is None or len(encode_prompt(tokenizer, prompt)) + room <= limit for tokenizer, limit in sides)
-
-    return fits
+def objection(prompt: str, readers: Sequence[Reader], *, room: int) -> str | None:
+    """Tell why a model cannot read a prompt and answer it with `room` tokens and an EOS; `None` if all can."""
+    for reader in readers:
+        found = reader.objection(encode_prompt(reader.tokenizer, prompt), room=room + 1)
+        if found is not None:
+            return found
+    return None
 
 
 def check_models(
-    source: Source, inputs: Inputs, *, decoding: Decoding, demos: int, fits: Callable[[str], bool]
+    source: Source, inputs: Inputs, *, readers: Sequence[Reader], decoding: Decoding, demos: int
 ) -> ModelChecks:
-    """Check lengths and F's greedy answers to the seeds.
+    """Check that every model can read the user's prompts, and let F answer the seeds greedily.
 
     Raises:
         DataError: a seed or an evaluation prompt does not fit into a model's context.
     """
     for place, prompt in [(s.place, s.prompt) for s in inputs.seeds] + [(i.place, i.prompt) for i in inputs.items]:
-        if not fits(prompt):
+        found = objection(prompt, readers, room=decoding.max_new_tokens)
+        if found is not None:
             raise DataError(
-                f"{place}: this prompt of {len(prompt)} characters and synthesis.max_new_tokens = "
-                f"{decoding.max_new_tokens} do not fit into the context of the source or the target. Shorten it, or "
-                "lower max_new_tokens."
+                f"{place}: {found}. Shorten the prompt, lower synthesis.max_new_tokens, or use another model."
             )
     engine = source.engine
     prompts = [encode_prompt(engine.tokenizer, seed.prompt) for seed in inputs.seeds]

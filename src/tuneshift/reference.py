@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from tuneshift.config import Config
+from tuneshift.config import Config, section_class
 
 
 def configuration_reference() -> str:
     """Return every setting with its type, default, unit and effect, as Markdown."""
-    top = {name: field for name, field in Config.model_fields.items() if _section(field) is None}
+    top = {name: field for name, field in Config.model_fields.items() if section_class(field) is None}
     parts = [
         "# Configuration",
         "Made by `tuneshift config`; do not edit. Relative paths start at the YAML file's folder, and `${VAR}` is "
@@ -22,7 +21,7 @@ def configuration_reference() -> str:
         _table(top),
     ]
     for name, field in Config.model_fields.items():
-        section = _section(field)
+        section = section_class(field)
         if section is not None:
             parts += [f"## {name}", (section.__doc__ or "").strip(), _table(section.model_fields)]
     return "\n\n".join(parts) + "\n"
@@ -31,11 +30,6 @@ def configuration_reference() -> str:
 def configuration_schema() -> dict[str, Any]:
     """Return the JSON Schema of a configuration file."""
     return Config.model_json_schema()
-
-
-def _section(field: FieldInfo) -> type[BaseModel] | None:
-    arguments = [field.annotation, *getattr(field.annotation, "__args__", ())]
-    return next((a for a in arguments if isinstance(a, type) and issubclass(a, BaseModel)), None)
 
 
 def _table(fields: dict[str, FieldInfo]) -> str:

@@ -14,13 +14,14 @@ from typing import Any
 from tuneshift.config import LoadedConfig
 from tuneshift.criteria import Criterion
 from tuneshift.datafiles import Seed
+from tuneshift.distill import TrainingSettings, inspect_target
 from tuneshift.engines.base import Decoding, Engine
 from tuneshift.engines.hf import HfEngine
 from tuneshift.engines.source import Source, open_source
 from tuneshift.evaluate.evidence import Questions
 from tuneshift.evaluate.tasks import find_metric
 from tuneshift.models import LoadOptions, resolve_adapter, resolve_model
-from tuneshift.preflight import Inputs, ModelChecks, check_models, length_check
+from tuneshift.preflight import Inputs, ModelChecks, check_models, objection
 from tuneshift.progress import Progress
 from tuneshift.prompts.generators import PromptGenerator
 from tuneshift.prompts.stopping import Limits
@@ -40,17 +41,16 @@ class SynthesisModels:
 def synthesis_models(loaded: LoadedConfig, inputs: Inputs, progress: Progress) -> Iterator[SynthesisModels]:
     """Open F, B and G, check them against the user's files, and free them at the end."""
     config = loaded.config
+    progress.note(f"Checking the target: {config.target.model}")
+    target = inspect_target(training_settings(loaded))
     progress.note(f"Loading the source: {config.source.base} with {config.source.adapter or config.source.model}")
     source = open_run_source(loaded, inputs.seeds)
     engine: Engine = source.engine
     try:
-        fits = length_check(
-            engines=source.engines(),
-            target=resolve_model(config.target.model),
-            max_new_tokens=config.synthesis.max_new_tokens,
-            trust_remote_code=config.run.trust_remote_code,
+        readers = [*(engine.reader for engine in source.engines()), target]
+        checks = check_models(
+            source, inputs, readers=readers, decoding=answer_decoding(loaded), demos=config.synthesis.demos
         )
-        checks = check_models(source, inputs, decoding=answer_decoding(loaded), demos=config.synthesis.demos, fits=fits)
         progress.note(f"The adapter acts: it moves a seed token's log-probability by {checks.adapter_effect:.2f} nats")
         for warning in checks.warnings:
             progress.note(f"Warning: {warning}")
@@ -58,7 +58,10 @@ def synthesis_models(loaded: LoadedConfig, inputs: Inputs, progress: Progress) -
             own = config.target.model if config.generator.model == "target" else config.generator.model
             progress.note(f"Loading the prompt generator: {own}")
             engine = HfEngine.open(resolve_model(own), load=load_options(loaded))
-        yield SynthesisModels(source, prompt_generator(loaded, engine), fits, checks)
+        generator = prompt_generator(loaded, engine)
+        generator.check([seed.text for seed in inputs.seeds])
+        room = config.synthesis.max_new_tokens
+        yield SynthesisModels(source, generator, lambda prompt: objection(prompt, readers, room=room) is None, checks)
     finally:
         source.close()
         if engine is not source.engine:
@@ -171,11 +174,11 @@ def named_models(loaded: LoadedConfig) -> dict[str, str]:
     return {role: path for role, path in roles.items() if path is not None}
 
 
-def trainer_settings(loaded: LoadedConfig) -> dict[str, Any]:
-    """Return the arguments of `distill` that the configuration sets."""
-    return {
+def training_settings(loaded: LoadedConfig) -> TrainingSettings:
+    """Return how the target is trained."""
+    return TrainingSettings(
         **loaded.config.distill.model_dump(),
-        "target": resolve_model(loaded.config.target.model),
-        "seed": loaded.config.run.seed,
-        "load": load_options(loaded),
-    }
+        target=resolve_model(loaded.config.target.model),
+        seed=loaded.config.run.seed,
+        load=load_options(loaded),
+    )

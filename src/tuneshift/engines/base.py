@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from tuneshift.encoding import Reader
 from tuneshift.run.records import FinishReason
 
 if TYPE_CHECKING:
@@ -61,8 +62,8 @@ class Engine(Protocol):
         """The tokenizer that the ids belong to."""
 
     @property
-    def context_length(self) -> int | None:
-        """How many tokens a prompt and its response may have together; `None` when unknown."""
+    def reader(self) -> Reader:
+        """What the model can read: tokenizer, context, vocabulary."""
 
     def generate(
         self, prompts: Sequence[Sequence[int]], *, seeds: Sequence[int], decoding: Decoding, fine_tuned: bool

@@ -10,13 +10,21 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from tuneshift.encoding import decode_response, encode_response, truncate_at_stop
+from tuneshift.encoding import Reader, decode_response, encode_response, truncate_at_stop
 from tuneshift.engines.base import Completion, Decoding, ScoreRequest
 from tuneshift.engines.decoding import Row, decode
 from tuneshift.errors import ModelError
-from tuneshift.models import LoadOptions, attach_adapter, context_length, load_causal_lm, load_tokenizer
+from tuneshift.models import (
+    LoadOptions,
+    attach_adapter,
+    context_length,
+    load_causal_lm,
+    load_tokenizer,
+    vocabulary_size,
+)
 from tuneshift.run.records import FinishReason
 
 if TYPE_CHECKING:
@@ -76,14 +84,17 @@ class HfEngine:
         return self._tokenizer
 
     @property
-    def context_length(self) -> int | None:
-        """How many tokens a prompt and its response may have together; `None` when unknown."""
-        return context_length(self._base.config)
+    def reader(self) -> Reader:
+        """What both the base and the fine-tuned weights can read."""
+        both = [model for model in (self._base, self._fine_tuned) if model is not None]
+        rows = min(map(vocabulary_size, both))
+        return Reader(self._tokenizer, context_length(self._base.config), rows)
 
     def generate(
         self, prompts: Sequence[Sequence[int]], *, seeds: Sequence[int], decoding: Decoding, fine_tuned: bool
     ) -> list[Completion]:
         """Continue each prompt, in order; equal prompts of a batch are read once."""
+        self._check_ids(prompts)
         rows = [Row(tuple(prompt), seed) for prompt, seed in zip(prompts, seeds, strict=True)]
         batches = _batches(rows, length=lambda row: len(row.prompt), extra=decoding.max_new_tokens, max_rows=BATCH_ROWS)
         with self._weights(fine_tuned) as model:
@@ -96,6 +107,7 @@ class HfEngine:
         order = {id(request): index for index, request in enumerate(requests)}
         if len(order) < len(requests):  # the same object twice: give each its own identity
             return self.score([ScoreRequest(r.prompt_ids, r.response_ids) for r in requests], fine_tuned=fine_tuned)
+        self._check_ids([(*request.prompt_ids, *request.response_ids) for request in requests])
         scores: dict[int, tuple[float, ...]] = {}
         vocabulary = self._base.config.get_text_config().vocab_size
         batches = _batches(
@@ -151,6 +163,14 @@ class HfEngine:
             else:
                 with self._adapted.disable_adapter():
                     yield self._adapted.get_base_model()
+
+    def _check_ids(self, texts: Sequence[Sequence[int]]) -> None:
+        """Refuse ids without an embedding: a CPU raises an error of its own, a GPU loses the whole process."""
+        reader = replace(self.reader, context_length=None)
+        for ids in texts:
+            objection = reader.objection(ids, room=0)
+            if objection is not None:
+                raise ModelError(f"In the prompt of {len(ids)} tokens {objection}. Use the model's own tokenizer.")
 
     def _decode(self, model: Any, rows: Sequence[Row], decoding: Decoding) -> list[Row]:
         tail = 4 + max(map(len, decoding.stop), default=0)  # tokens that surely hold a stop string that just ended

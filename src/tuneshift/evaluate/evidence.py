@@ -5,7 +5,6 @@ Each arm's outcomes are a file of their own, written whole, so a stopped evaluat
 
 from __future__ import annotations
 
-import json
 import resource
 import sys
 from collections import Counter
@@ -19,7 +18,7 @@ from tuneshift.engines.base import Engine
 from tuneshift.evaluate.tasks import Metric, Outcome, answer_items
 from tuneshift.evaluate.verdict import judge
 from tuneshift.progress import SILENT, Progress
-from tuneshift.run.directory import RunDirectory, jsonl, write_atomically, write_json
+from tuneshift.run.directory import RunDirectory, jsonl, read_jsonl, write_atomically, write_json
 from tuneshift.run.ledger import Ledger
 from tuneshift.run.resume import timed
 
@@ -44,9 +43,10 @@ def gather_evidence(
     criterion: str,
     target_size: int,
     seed: int,
+    anew: bool = False,
     progress: Progress = SILENT,
 ) -> dict[str, Any]:
-    """Evaluate the arms that have no outcomes yet, and write and return the verdict.
+    """Evaluate the arms that have no outcomes yet, or all of them `anew`, and write and return the verdict.
 
     `open_target` loads T with the new adapter and `open_source` loads F; each is called only where it is needed.
     """
@@ -59,7 +59,7 @@ def gather_evidence(
     else:
         with timed(ledger, "evaluate"):
             arms = {"before": (open_target, False), "after": (open_target, True), "source": (open_source, True)}
-            outcomes = evaluate_arms(run, questions, arms, progress)
+            outcomes = evaluate_arms(run, questions, arms, anew=anew, progress=progress)
         verdict = judge(before=outcomes["before"], after=outcomes["after"], source=outcomes["source"], seed=seed)
     verdict["criterion"] = criterion
     verdict |= what_it_took(ledger, target_size=target_size)
@@ -71,18 +71,27 @@ def evaluate_arms(
     run: RunDirectory,
     questions: Questions,
     arms: dict[str, tuple[Callable[[], Engine], bool]],
+    *,
+    anew: bool,
     progress: Progress,
 ) -> dict[str, list[Outcome]]:
-    """Return each arm's outcomes, from its file where there is one; an arm is (how to open it, fine-tuned or not)."""
+    """Return each arm's outcomes; an arm is (how to open it, fine-tuned or not).
+
+    An arm whose file exists is read from it, and each new one is written at once. `anew`, all are evaluated and the old
+    files stay until the last arm is done.
+    """
     opened: dict[Callable[[], Engine], Engine] = {}
+    outcomes: dict[str, list[Outcome]] = {}
     total = len(arms) * len(questions.items)
     with progress.stage("Evaluation", total=total, unit="answers") as meter:
         for number, (arm, (open_engine, fine_tuned)) in enumerate(arms.items()):
-            if not _file(run, arm).exists():
+            if not anew and _file(run, arm).exists():
+                outcomes[arm] = _read(_file(run, arm))
+            else:
                 if open_engine not in opened:
                     _close(opened)
                     opened[open_engine] = open_engine()
-                outcomes = answer_items(
+                outcomes[arm] = answer_items(
                     opened[open_engine],
                     questions.items,
                     fine_tuned=fine_tuned,
@@ -90,10 +99,15 @@ def evaluate_arms(
                     max_new_tokens=questions.max_new_tokens,
                     stop=questions.stop,
                 )
-                write_atomically(_file(run, arm), jsonl([asdict(outcome) for outcome in outcomes]))
+                if not anew:
+                    _write(_file(run, arm), outcomes[arm])
             meter.update((number + 1) * len(questions.items), arm)
     _close(opened)
-    return {arm: _read(_file(run, arm)) for arm in arms}
+    if anew:
+        run.manifest.unlink(missing_ok=True)
+        for arm in arms:
+            _write(_file(run, arm), outcomes[arm])
+    return outcomes
 
 
 def what_it_took(ledger: Ledger, *, target_size: int) -> dict[str, Any]:
@@ -135,5 +149,9 @@ def _file(run: RunDirectory, arm: str) -> Path:
     return run.evaluation / f"{arm}.jsonl"
 
 
+def _write(path: Path, outcomes: Sequence[Outcome]) -> None:
+    write_atomically(path, jsonl([asdict(outcome) for outcome in outcomes]))
+
+
 def _read(path: Path) -> list[Outcome]:
-    return [Outcome(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [Outcome(**row) for row in read_jsonl(path)]

@@ -12,7 +12,7 @@ from pathlib import Path
 from tuneshift.datafiles import Item
 from tuneshift.encoding import encode_prompt
 from tuneshift.engines.base import Decoding, Engine
-from tuneshift.errors import ConfigError
+from tuneshift.errors import ConfigError, DataError
 from tuneshift.prompts.screening import normalize
 from tuneshift.run.records import FinishReason
 
@@ -41,9 +41,17 @@ def answer_items(
     max_new_tokens: int,
     stop: Sequence[str],
 ) -> list[Outcome]:
-    """Let a model answer every item greedily, and grade."""
+    """Let a model answer every item greedily, and grade.
+
+    Raises:
+        DataError: a prompt and its answer do not fit into the model's context.
+    """
     decoding = Decoding(temperature=0, max_new_tokens=max_new_tokens, stop=tuple(stop))
     prompts = [encode_prompt(engine.tokenizer, item.prompt) for item in items]
+    for item, prompt in zip(items, prompts, strict=True):
+        objection = engine.reader.objection(prompt, room=max_new_tokens)
+        if objection is not None:
+            raise DataError(f"{item.place}: {objection}. Shorten the prompt, or lower evaluation.max_new_tokens.")
     answers = engine.generate(prompts, seeds=[0] * len(items), decoding=decoding, fine_tuned=fine_tuned)
     return [
         Outcome(item.id, answer.text, bool(metric(answer.text, item.reference)), answer.finish_reason)
@@ -70,10 +78,10 @@ def find_metric(name: str, *, pattern: str | None = None, folder: Path | None = 
         sys.path.insert(0, str(folder))
     try:
         function = getattr(importlib.import_module(module_name), function_name)
-    except (ImportError, AttributeError, ValueError) as error:
+    except Exception as error:  # the user's module may raise anything
         raise ConfigError(
-            f"evaluation.metric: {name!r} cannot be imported ({error}). Give module.function, with the module "
-            "installed or beside the YAML file."
+            f"evaluation.metric: {name!r} cannot be imported ({type(error).__name__}: {error}). Give module.function, "
+            "with the module installed or beside the YAML file."
         ) from error
     if not callable(function):
         raise ConfigError(f"evaluation.metric: {name!r} is no function but {type(function).__name__}.")

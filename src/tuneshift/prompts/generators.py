@@ -45,6 +45,21 @@ class PromptGenerator:
     run_seed: int
     fine_tuned: bool = False
 
+    def check(self, texts: Sequence[str]) -> None:
+        """Prove that the model can be asked at all, with the longest of `texts` as examples.
+
+        Raises:
+            ModelError: it has no chat template, or cannot read the examples.
+        """
+        longest = sorted(texts, key=len)[-self.demos :]
+        _, ids = self._prompt(longest, separator(longest))
+        objection = self.engine.reader.objection(ids, room=self.decoding.max_new_tokens)
+        if objection is not None:
+            raise ModelError(
+                f"generator.model: asked with the longest {len(longest)} seeds, {objection}. Lower synthesis.demos or "
+                "generator.max_new_tokens, or use another generator."
+            )
+
     def write(self, pool: Sequence[PoolItem], *, round_index: int, calls: int) -> list[GeneratorCall]:
         """Make `calls` generator calls and return them with their raw text."""
         started = time.monotonic()

@@ -9,13 +9,13 @@ from typing import Any
 import tuneshift
 from tuneshift.evaluate.verdict import sentence
 from tuneshift.report.markdown import ACCURACY_HEADER, accuracy_rows, markdown_table
-from tuneshift.run.directory import RunDirectory, write_atomically
+from tuneshift.run.directory import RunDirectory, read_json, write_atomically
 from tuneshift.run.ledger import Ledger
 
 
 def write_model_card(run: RunDirectory, ledger: Ledger) -> None:
     """Write `adapter/README.md` in the Hub's form, from the verdict and what the ledger says of the models."""
-    verdict = json.loads(run.verdict.read_text(encoding="utf-8"))
+    verdict = read_json(run.verdict)
     models = json.loads(ledger.meta("models") or "")
     names = {role: public_name(reference) for role, reference in models.items()}
     target, tuned = names["target.model"], names.get("source.adapter") or names["source.model"]

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
 from tuneshift.errors import RunDirectoryError
 from tuneshift.evaluate.verdict import sentence
-from tuneshift.run.directory import RunDirectory, write_atomically
+from tuneshift.run.directory import RunDirectory, read_json, write_atomically
 from tuneshift.run.ledger import Ledger
 from tuneshift.run.records import Candidate
 
@@ -17,8 +16,8 @@ EXAMPLES = 8
 
 def write_report(run: RunDirectory, ledger: Ledger) -> None:
     """Write `report.md` from the verdict, the training record and the ledger."""
-    verdict = json.loads(run.verdict.read_text(encoding="utf-8"))
-    training = json.loads(run.training.read_text(encoding="utf-8"))
+    verdict = read_json(run.verdict)
+    training = read_json(run.training)
     parts = [
         f"# Transfer report: {ledger.meta('name')}",
         sentence(verdict),

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from tuneshift.console import clean
-from tuneshift.run.directory import RunDirectory
+from tuneshift.run.directory import RunDirectory, read_json
 from tuneshift.run.ledger import Ledger
 from tuneshift.run.records import Candidate, Response
 
@@ -24,7 +23,7 @@ def run_status(path: Path, *, examples: int) -> dict[str, Any]:
         shown = newest.setdefault(candidate.reason, [])
         if len(shown) < examples:
             shown.append(_example(candidate))
-    verdict = json.loads(run.verdict.read_text(encoding="utf-8")) if run.verdict.exists() else None
+    verdict = read_json(run.verdict) if run.verdict.exists() else None
     return {
         "run": str(path),
         "phase": _phase(run, stop),

@@ -18,18 +18,22 @@ import json
 import os
 import shutil
 import socket
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 from tuneshift.errors import RunDirectoryError
+
+Parsed = TypeVar("Parsed")
 
 
 class RunDirectory:
     """A locked run directory, as a context manager.
 
-    A directory that this process created is removed again when the run ends by an error before `keep` was called,
-    so that a refused input leaves nothing behind.
+    A directory that this process created is removed again, with the folders above it, when the run ends by an error
+    before `keep` was called, so that a refused input leaves nothing behind.
 
     Raises:
         RunDirectoryError: another process holds the lock, or the path is no directory that can be written.
@@ -48,10 +52,10 @@ class RunDirectory:
         self.report = path / "report.md"
         self.manifest = path / "manifest.json"
         self._lock: int | None = None
-        self._created = False
+        self._created: list[Path] = []
 
     def __enter__(self) -> RunDirectory:
-        self._created = not self.path.exists()
+        self._created = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -77,13 +81,16 @@ class RunDirectory:
     ) -> None:
         if kind is not None and self._created:
             shutil.rmtree(self.path, ignore_errors=True)
+            with suppress(OSError):  # another run has come to live in a folder above
+                for folder in self._created[1:]:
+                    folder.rmdir()
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
 
     def keep(self) -> None:
         """Say that the directory holds results from now on and outlives an error."""
-        self._created = False
+        self._created = []
 
     @classmethod
     def existing(cls, path: Path) -> RunDirectory:
@@ -102,17 +109,29 @@ class RunDirectory:
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write a file so that after a crash it holds all of `content` or what it held before."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("wb") as file:
-        file.write(content.encode() if isinstance(content, str) else content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    os.fsync(folder)
-    os.close(folder)
+    """Write a file so that after a crash it holds all of `content` or what it held before.
+
+    The temporary name is the same each time: what a crash left there is written over, not left behind.
+
+    Raises:
+        RunDirectoryError: it cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        os.fsync(folder)
+        os.close(folder)
+    except OSError as error:
+        raise RunDirectoryError(
+            f"{path}: cannot be written ({error.strerror}). Free space or mend the permissions, then start again; what "
+            "was computed before is kept."
+        ) from error
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -123,3 +142,26 @@ def write_json(path: Path, value: Any) -> None:
 def jsonl(rows: list[dict[str, Any]]) -> str:
     """Return rows as JSON lines, byte for byte the same for the same rows."""
     return "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
+
+
+def read_json(path: Path) -> Any:
+    """Return what `write_json` wrote.
+
+    Raises:
+        RunDirectoryError: the file is missing or damaged.
+    """
+    return _parse(path, json.loads)
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """Return the rows that `jsonl` rendered; see `read_json` for what it raises."""
+    return _parse(path, lambda text: [dict(json.loads(line)) for line in text.split("\n") if line])
+
+
+def _parse(path: Path, parse: Callable[[str], Parsed]) -> Parsed:
+    try:
+        return parse(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError) as error:
+        raise RunDirectoryError(
+            f"{path}: missing or damaged ({error}). Restore it from a backup, or start again with another --run-dir."
+        ) from error

@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
 
 from tuneshift.errors import RunDirectoryError
-from tuneshift.run.records import Candidate, GeneratorCall, Response
+from tuneshift.run.records import Candidate, GeneratorCall
 
 APPLICATION_ID = 0x54534B44  # "TSKD"
 SCHEMA_VERSION = 1
@@ -48,11 +52,21 @@ class RoundSummary:
     seconds: float
 
 
+ROLES = ("y_f", "y_b")
+CALLS, ROUNDS, CANDIDATES = (
+    TypeAdapter(list[GeneratorCall]),
+    TypeAdapter(list[RoundSummary]),
+    TypeAdapter(list[Candidate]),
+)
+"""Rows are checked for their types as they are read: a damaged file may still be a database."""
+
+
 class Ledger:
     """The database of one run, as a context manager.
 
     Raises:
-        RunDirectoryError: the file is damaged, or no ledger of this version.
+        RunDirectoryError: the file is damaged, cannot be written, or is no ledger of this version; on opening, and for
+            what SQLite finds later, on leaving the context.
     """
 
     def __init__(self, path: Path) -> None:
@@ -60,17 +74,17 @@ class Ledger:
         self._db = sqlite3.connect(path, isolation_level=None)
         try:
             self._open()
-        except sqlite3.DatabaseError as error:
+        except (sqlite3.Error, UnicodeDecodeError) as error:
             self._db.close()
-            raise RunDirectoryError(
-                f"{path}: damaged ({error}). Restore it from a backup, or start again with another --run-dir."
-            ) from error
+            raise self._unusable(error) from error
 
     def __enter__(self) -> Ledger:
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, *trace: object) -> None:
         self._db.close()
+        if isinstance(error, sqlite3.Error):
+            raise self._unusable(error) from error
 
     def meta(self, key: str) -> str | None:
         """Return a stored setting of the run, or `None`."""
@@ -120,50 +134,31 @@ class Ledger:
         """Return the generator calls of one round, or of all, in order."""
         where, values = ("WHERE round = ?", (round_index,)) if round_index is not None else ("", ())
         rows = self._db.execute(f"SELECT * FROM calls {where} ORDER BY id", values)
-        return [
-            GeneratorCall(
-                id=row[0],
-                round=row[1],
-                demos=tuple(json.loads(row[2])),
-                prompt=row[3],
-                raw=tuple(json.loads(row[4])),
-                finished=tuple(json.loads(row[5])),
-                generated_tokens=row[6],
-                seconds=row[7],
+        with self._decoding():
+            return CALLS.validate_python(
+                [
+                    {**row, **{key: json.loads(row[key]) for key in ("demos", "raw", "finished")}}
+                    for row in map(dict, rows)
+                ]
             )
-            for row in rows
-        ]
 
     def rounds(self) -> list[RoundSummary]:
         """Return the committed rounds in order."""
-        return [RoundSummary(*row) for row in self._db.execute("SELECT * FROM rounds ORDER BY round")]
+        rows = self._db.execute("SELECT * FROM rounds ORDER BY round")
+        with self._decoding():
+            return ROUNDS.validate_python([dict(row) for row in rows])
 
     def candidates(self) -> list[Candidate]:
         """Return every candidate with its responses, in the order in which they were written."""
-        responses: dict[tuple[str, str], Response] = {}
-        for row in self._db.execute("SELECT * FROM responses"):
-            responses[row[0], row[1]] = Response(
-                text=row[2],
-                token_ids=tuple(json.loads(row[3])),
-                token_logprobs=tuple(json.loads(row[4])),
-                eos_logprob=row[7],
-                finish_reason=row[8],
-                reencoded=bool(row[9]),
+        responses: dict[tuple[str, str], dict[str, Any]] = {}
+        rows = self._db.execute("SELECT * FROM candidates ORDER BY id")
+        with self._decoding():
+            for row in map(dict, self._db.execute("SELECT * FROM responses")):
+                numbers = {key: json.loads(row[key]) for key in ("token_ids", "token_logprobs")}
+                responses[row["candidate_id"], row["role"]] = {**row, **numbers}
+            return CANDIDATES.validate_python(
+                [{**row, **{role: responses.get((row["id"], role)) for role in ROLES}} for row in map(dict, rows)]
             )
-        return [
-            Candidate(
-                id=row[0],
-                round=row[1],
-                call_id=row[2],
-                text=row[3],
-                prompt=row[4],
-                kept=bool(row[5]),
-                reason=row[6],
-                y_f=responses.get((row[0], "y_f")),
-                y_b=responses.get((row[0], "y_b")),
-            )
-            for row in self._db.execute("SELECT * FROM candidates ORDER BY id")
-        ]
 
     def add_seconds(self, stage: str, seconds: float) -> None:
         """Add time spent in a stage; a stopped and continued stage adds up."""
@@ -175,7 +170,23 @@ class Ledger:
         rows = self._db.execute("SELECT stage, sum(seconds) FROM stage_seconds GROUP BY stage ORDER BY min(rowid)")
         return {stage: seconds for stage, seconds in rows}
 
+    def _unusable(self, error: Exception) -> RunDirectoryError:
+        why = " ".join(str(error).split())
+        return RunDirectoryError(
+            f"{self.path}: this ledger cannot be used ({why[:300]}). If the disk is full, free space; else restore it "
+            "from a backup, or start again with another --run-dir."
+        )
+
+    @contextmanager
+    def _decoding(self) -> Iterator[None]:
+        """Translate what reading a damaged row raises."""
+        try:
+            yield
+        except (ValueError, TypeError) as error:
+            raise self._unusable(error) from error
+
     def _open(self) -> None:
+        self._db.row_factory = sqlite3.Row
         self._db.execute("PRAGMA busy_timeout = 5000")
         self._db.execute("PRAGMA journal_mode = WAL")
         self._db.execute("PRAGMA synchronous = FULL")

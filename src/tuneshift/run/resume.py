@@ -8,7 +8,8 @@ from contextlib import contextmanager
 
 import yaml
 
-from tuneshift.config import LoadedConfig, difference
+from tuneshift.config import LoadedConfig
+from tuneshift.configfile import difference, read_mapping
 from tuneshift.errors import ResumeRefused
 from tuneshift.run.directory import RunDirectory, write_atomically
 from tuneshift.run.ledger import Ledger
@@ -20,9 +21,9 @@ def open_ledger(loaded: LoadedConfig, run: RunDirectory) -> Ledger:
     Raises:
         ResumeRefused: it was started with settings that give other results; the message shows the difference.
     """
-    check_resumable(loaded, run)
+    described = check_resumable(loaded, run)
     run.keep()
-    if not run.config.exists():
+    if not described:
         text = yaml.safe_dump(loaded.raw, sort_keys=False, allow_unicode=True)
         write_atomically(run.config, f"# relative paths start at {loaded.folder}\n{text}")
     ledger = Ledger(run.ledger)
@@ -38,13 +39,13 @@ def check_resumable(loaded: LoadedConfig, run: RunDirectory) -> bool:
     with Ledger(run.ledger) as ledger:
         before = ledger.meta("fingerprint")
     if before is not None and before != loaded.fingerprint:
-        changed = difference(yaml.safe_load(run.config.read_text(encoding="utf-8")), loaded.raw)
+        changed = difference(read_mapping(run.config), loaded.raw)
         shown = "\n".join(f"  {line}" for line in changed) or "  a ${VARIABLE}, a default or a path has another value"
         raise ResumeRefused(
             f"{run.path}: this run was started with another configuration, so its results cannot be continued:\n"
             f"{shown}\nGive another --run-dir, or undo the change."
         )
-    return True
+    return before is not None
 
 
 def synthesis_finished(run: RunDirectory) -> bool:

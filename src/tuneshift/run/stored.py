@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import yaml
-
 from tuneshift.config import LoadedConfig, check_config
+from tuneshift.configfile import read_mapping
 from tuneshift.errors import RunDirectoryError
 from tuneshift.run.directory import RunDirectory
 from tuneshift.run.ledger import Ledger
@@ -24,5 +23,5 @@ def stored_config(run: RunDirectory, ledger: Ledger, overrides: Sequence[str] = 
         raise RunDirectoryError(
             f"{run.path}: the run stopped before it was described. Start `tuneshift transfer` again."
         )
-    raw = yaml.safe_load(run.config.read_text(encoding="utf-8"))
+    raw = read_mapping(run.config)
     return check_config(raw, folder=Path(folder), name=name, overrides=overrides, shown_as=str(run.config))
