@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -110,6 +112,14 @@ def test_the_manifest_vouches_for_every_artefact(finished: Path) -> None:
         assert file_sha256(finished / name) == digest
 
 
+def test_the_manifest_names_the_commit_of_the_code(finished: Path) -> None:
+    root = Path(__file__).parents[1]
+    asked = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True)
+    if asked.returncode != 0:
+        pytest.skip("these sources are no git checkout")
+    assert json.loads((finished / "manifest.json").read_text())["git"]["commit"] == asked.stdout.strip()
+
+
 def test_the_same_command_on_a_finished_run_changes_nothing(finished: Path) -> None:
     before = {name: (finished / name).read_bytes() for name in ("dataset/kept.jsonl", "verdict.json", "training.json")}
     assert run_cli("transfer", str(finished.parent / "config.yaml"), "--run-dir", str(finished)) == 3
@@ -149,8 +159,6 @@ def test_export_writes_every_kept_pair(finished: Path, name: str, capsys: pytest
 
 
 def test_evaluate_again_on_other_data(finished: Path, tiny: Tiny, tmp_path: Path) -> None:
-    import shutil
-
     copy = tmp_path / "run"
     shutil.copytree(finished, copy)
     items = tmp_path / "two.jsonl"
@@ -183,3 +191,42 @@ def test_plan_estimates_and_writes_nothing(tiny: Tiny, tmp_path: Path, capsys: p
     assert estimate["probe"]["candidates"] == 20
     assert estimate["training_steps"] == 2 * 3
     assert files(tmp_path) == before
+
+
+def merged(tiny: Tiny, folder: Path) -> Path:
+    """Save the tiny source as a full fine-tuned checkpoint."""
+    base = AutoModelForCausalLM.from_pretrained(tiny.llama)
+    PeftModel.from_pretrained(base, str(tiny.adapter)).merge_and_unload().save_pretrained(folder)
+    shutil.copy(tiny.llama / "tokenizer.json", folder)
+    shutil.copy(tiny.llama / "tokenizer_config.json", folder)
+    return folder
+
+
+@pytest.mark.parametrize("shape", ["full checkpoint", "substitute base", "generator is the source", "no template"])
+def test_every_shape_of_a_configuration_runs_to_its_end(tiny: Tiny, tmp_path: Path, shape: str) -> None:
+    sections: dict[str, object] = {
+        "full checkpoint": {"source": {"adapter": None, "model": str(merged(tiny, tmp_path / "merged"))}},
+        "substitute base": {"source": {"substitute_base": str(tiny.gemma)}},
+        "generator is the source": {"generator": {"model": "source"}},
+        "no template": {"prompt_template": None},
+    }[shape]
+    config = write_project(tmp_path, tiny, synthesis={"target_size": 4}, **sections)
+    run = tmp_path / "run"
+    assert run_cli("transfer", str(config), "--run-dir", str(run)) == 3
+    assert files(run) == RUN_FILES
+    with Ledger(run / "ledger.sqlite") as ledger:
+        answered = [candidate for candidate in ledger.candidates() if candidate.y_f and candidate.y_b]
+    assert answered
+    # Another tokenizer wrote y_b, so both responses are encoded anew, and the record says so.
+    anew = {response.reencoded for c in answered for response in (c.y_f, c.y_b) if response and response.n_tokens}
+    assert anew == {True} if shape == "substitute base" else False in anew
+
+
+def test_without_questions_nothing_is_measured_and_the_verdict_says_so(tiny: Tiny, tmp_path: Path) -> None:
+    config = write_project(tmp_path, tiny, synthesis={"target_size": 4}, evaluation=None)
+    run = tmp_path / "run"
+    assert run_cli("transfer", str(config), "--run-dir", str(run)) == 0
+    assert files(run) == {name for name in RUN_FILES if not name.startswith("evaluation")}
+    verdict = json.loads((run / "verdict.json").read_text())
+    assert [verdict[key] for key in ("improved", "before", "after", "mcnemar_p", "recovery")] == [None] * 5
+    assert verdict["reason"]

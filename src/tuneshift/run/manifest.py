@@ -49,7 +49,7 @@ def environment() -> dict[str, Any]:
     """Return versions, hardware and the code's git state: what a reader needs to judge a number."""
     return {
         "tuneshift": tuneshift.__version__,
-        "git": git_state(Path(__file__).parent),
+        "git": git_state(Path(tuneshift.__file__).parent),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "processor": _processor(),
