@@ -14,6 +14,7 @@ from conftest import CORPUS, Tiny
 from peft import PeftModel
 from transformers import (
     AutoModelForCausalLM,
+    AutoTokenizer,
     LogitsProcessorList,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
@@ -63,6 +64,35 @@ def references(tiny: Tiny) -> dict[str, Any]:
         "llama with adapter": PeftModel.from_pretrained(adapted, str(tiny.adapter)).eval(),
         "gemma": AutoModelForCausalLM.from_pretrained(tiny.gemma, dtype=torch.float32).eval(),
     }
+
+
+def test_every_end_of_text_that_either_model_names_ends_a_text(tiny: Tiny) -> None:
+    tuned = AutoModelForCausalLM.from_pretrained(tiny.llama)
+    tuned.generation_config.eos_token_id = [1, 7]
+    base = AutoModelForCausalLM.from_pretrained(tiny.llama)
+    engine = HfEngine(base, AutoTokenizer.from_pretrained(tiny.llama), name="both", fine_tuned_model=tuned)
+    assert engine.eos_ids == {1, 7}
+
+
+def test_a_pad_token_without_an_embedding_is_never_used(tiny: Tiny) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny.llama)
+    tokenizer.add_special_tokens({"pad_token": "<pad of a chat template>"})
+    model = AutoModelForCausalLM.from_pretrained(tiny.llama)
+    assert tokenizer.pad_token_id >= model.get_input_embeddings().num_embeddings
+    padded = HfEngine(model, tokenizer, name="padded")
+    plain = HfEngine.open(str(tiny.llama), load=LOAD)
+    prompts = encoded(plain)
+    requests = [ScoreRequest(tuple(prompt[:2]), tuple(prompt[2:])) for prompt in prompts]
+    assert padded.score(requests, fine_tuned=False) == plain.score(requests, fine_tuned=False)
+    seeds = list(range(len(prompts)))
+    both = [e.generate(prompts, seeds=seeds, decoding=GREEDY, fine_tuned=False) for e in (padded, plain)]
+    assert both[0] == both[1]
+
+
+def test_ids_without_an_embedding_are_refused(tiny: Tiny) -> None:
+    engine = HfEngine.open(str(tiny.llama), load=LOAD)
+    with pytest.raises(ModelError, match=r"the token id 4444, but the model has embeddings for"):
+        engine.score([ScoreRequest((5,), (4444,))], fine_tuned=False)
 
 
 each_model = pytest.mark.parametrize("name", ["llama", "llama with adapter", "gemma"])

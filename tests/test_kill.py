@@ -462,26 +462,20 @@ def test_a_run_that_starts_anew_under_another_configuration_is_described_by_that
     assert yaml.safe_load((run / "config.yaml").read_text())["synthesis"]["target_size"] == 3
 
 
-def test_a_manifest_never_vouches_for_files_that_a_killed_evaluation_changed(
+def test_a_killed_evaluation_of_other_questions_leaves_the_runs_own_evidence(
     starter: Starter, reference: Reference, run: Path
 ) -> None:
     shutil.copytree(starter.config.parent / "reference", run)
     items = write_jsonl(starter.config.parent / "one.jsonl", [{"prompt": "a b", "reference": "c"}])
-    process = SERVER.Process(
-        target=child,
-        args=(
-            ["evaluate", str(run), "--set", f"evaluation.data={items}"],
-            str(starter.log(run)),
-            (after_a_file_is_written, die, "after.jsonl"),
-        ),
-    )
-    process.start()
-    process.join(120)
-    assert process.exitcode == KILLED, starter.printed(run)
-    assert len((run / "evaluation/before.jsonl").read_text().splitlines()) == 1
-    if (run / "manifest.json").exists():
+    arguments = ["evaluate", str(run), "--set", f"evaluation.data={items}"]
+    for failpoint, code in (((after_a_file_is_written, die, "after.jsonl"), KILLED), (None, NO_IMPROVEMENT)):
+        process = SERVER.Process(target=child, args=(arguments, str(starter.log(run)), failpoint))
+        process.start()
+        process.join(120)
+        assert process.exitcode == code, starter.printed(run)
         vouched = json.loads((run / "manifest.json").read_text())["files"]
-        assert vouched == {name: file_sha256(run / name) for name in vouched if (run / name).exists()}
+        assert vouched == {name: file_sha256(run / name) for name in vouched}
+    assert len(list(run.glob("evaluations/*/*.jsonl"))) == 3
 
 
 # --- two processes, one directory ---

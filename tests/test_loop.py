@@ -153,7 +153,7 @@ def test_the_diagnosis_of_no_candidates_says_so() -> None:
 
 
 def call_of(*raw: str, finished: bool = True) -> GeneratorCall:
-    return GeneratorCall("r0002-c001", 2, ("s1",), "asked", raw, (finished,) * len(raw), 0, 0.0)
+    return GeneratorCall("r0002-c001", 2, ("s1",), "asked", raw, (finished,) * len(raw), 0, 0.0, {})
 
 
 def screen(**options: Any) -> Screen:

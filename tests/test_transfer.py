@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Tiny, write_project
+from conftest import CORPUS, Tiny, write_jsonl, write_project
 from peft import PeftModel
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tuneshift import cli
 from tuneshift.run.ledger import Ledger
@@ -64,7 +64,7 @@ def test_counts_agree_between_ledger_dataset_and_verdict(finished: Path) -> None
     assert verdict["kept"] == len(kept)
     assert sum(verdict["reasons"].values()) == len(candidates)
     assert verdict["before"]["n"] == verdict["after"]["n"] == verdict["source"]["n"] == 5
-    assert set(verdict["seconds"]) == {"synthesis", "distill", "evaluate"}
+    assert set(verdict["seconds"]) == {"preflight", "synthesis", "distill", "evaluate"}
     assert verdict["peak_memory_bytes"] > 2**20
 
 
@@ -121,10 +121,26 @@ def test_the_manifest_names_the_commit_of_the_code(finished: Path) -> None:
 
 
 def test_the_same_command_on_a_finished_run_changes_nothing(finished: Path) -> None:
-    before = {name: (finished / name).read_bytes() for name in ("dataset/kept.jsonl", "verdict.json", "training.json")}
+    names = files(finished) - {".lock"}
+    before = {name: (finished / name).read_bytes() for name in names}
     assert run_cli("transfer", str(finished.parent / "config.yaml"), "--run-dir", str(finished)) == 3
-    for name in ("dataset/kept.jsonl", "training.json"):
-        assert (finished / name).read_bytes() == before[name]
+    assert {name: (finished / name).read_bytes() for name in names} == before
+
+
+@pytest.mark.parametrize("setting", ["seeds", "evaluation.data"])
+def test_a_run_whose_files_have_changed_is_not_continued(
+    finished: Path, tmp_path: Path, setting: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    project = Path(shutil.copytree(finished.parent, tmp_path / "project"))
+    overrides = ["--set", f"{setting}={tmp_path / 'copy.jsonl'}"]
+    source = project / ("seeds.jsonl" if setting == "seeds" else "test.jsonl")
+    shutil.copy(source, tmp_path / "copy.jsonl")
+    config, run = str(project / "config.yaml"), str(tmp_path / "run")
+    assert run_cli("transfer", config, "--run-dir", run, *overrides) == 3
+    lines = source.read_text().splitlines()
+    (tmp_path / "copy.jsonl").write_text("\n".join(lines[1:]))
+    assert run_cli("transfer", config, "--run-dir", run, *overrides) == 4
+    assert f"other content in {setting}" in capsys.readouterr().err
 
 
 def test_a_changed_configuration_is_refused_with_a_diff(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -152,6 +168,17 @@ def test_reselect_with_the_same_rule_keeps_the_same(finished: Path, capsys: pyte
     assert everything["removed"] == 0
 
 
+def test_each_threshold_gives_a_dataset_of_its_own(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for tau in (1.2, 2.0):
+        assert run_cli("reselect", str(finished), "--set", "criterion=ppl_diff", "--set", f"criterion.tau={tau}") == 0
+    assert {path.name for path in (finished / "reselected").glob("ppl*")} == {
+        "ppl_diff-tau1.2.jsonl",
+        "ppl_diff-tau2.jsonl",
+    }
+    assert run_cli("reselect", str(finished), "--set", "synthesis.target_size=3") == 2
+    assert "synthesis.target_size=3" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", ["prompt-completion", "messages", "alpaca"])
 def test_export_writes_every_kept_pair(finished: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_cli("export", str(finished), "--format", name) == 0
@@ -163,9 +190,47 @@ def test_evaluate_again_on_other_data(finished: Path, tiny: Tiny, tmp_path: Path
     shutil.copytree(finished, copy)
     items = tmp_path / "two.jsonl"
     items.write_text('{"prompt": "a b", "reference": "c"}\n{"prompt": "d e", "reference": "f"}\n')
-    assert run_cli("evaluate", str(copy), "--set", f"evaluation.data={items}") == 3
-    assert json.loads((copy / "verdict.json").read_text())["before"]["n"] == 2
+    own = (copy / "verdict.json").read_bytes()
+    for _ in range(2):
+        assert run_cli("evaluate", str(copy), "--set", f"evaluation.data={items}") == 3
+    (again,) = (copy / "evaluations").iterdir()
+    verdict = json.loads((again / "verdict.json").read_text())
+    assert (verdict["before"]["n"], verdict["excluded_questions"]) == (2, 0)
+    assert verdict["questions"]["data"] == str(items)
+    assert (copy / "verdict.json").read_bytes() == own
     assert run_cli("report", str(copy)) == 0
+
+
+def test_questions_that_were_trained_on_are_left_out_and_counted(finished: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(finished, copy)
+    trained = json.loads((copy / "dataset/kept.jsonl").read_text().splitlines()[0])["prompt"]
+    rows = [{"prompt": trained.upper(), "reference": "x"}, {"prompt": "a b", "reference": "c"}]
+    items = write_jsonl(tmp_path / "two.jsonl", rows)
+    assert run_cli("evaluate", str(copy), "--set", f"evaluation.data={items}") == 3
+    (path,) = (copy / "evaluations").glob("*/verdict.json")
+    verdict = json.loads(path.read_text())
+    assert (verdict["before"]["n"], verdict["excluded_questions"]) == (1, 1)
+    write_jsonl(items, rows[:1])
+    assert run_cli("evaluate", str(copy), "--set", f"evaluation.data={items}") == 2
+
+
+def test_a_pair_that_the_target_cannot_read_is_dropped_with_that_reason(tiny: Tiny, tmp_path: Path) -> None:
+    target = Path(shutil.copytree(tiny.gemma, tmp_path / "short"))
+    settings = json.loads((target / "config.json").read_text())
+    longest = max(len(text) for text in CORPUS[:5]) + 20 + 25  # room for the prompts, with characters as tokens
+    (target / "config.json").write_text(json.dumps(settings | {"max_position_embeddings": longest}))
+    config = write_project(tmp_path, tiny, target={"model": str(target)}, criterion={"name": "none"})
+    config.write_text(config.read_text().replace('"max_new_tokens": 24', '"max_new_tokens": 20'))
+    run = tmp_path / "run"
+    assert run_cli("transfer", str(config), "--run-dir", str(run)) == 3
+    with Ledger(run / "ledger.sqlite") as ledger:
+        candidates = ledger.candidates()
+    tokenizer = AutoTokenizer.from_pretrained(target)
+    for candidate in candidates:
+        if candidate.y_f is not None and candidate.y_f.n_tokens:
+            pair = tokenizer(candidate.prompt)["input_ids"] + tokenizer(candidate.y_f.text)["input_ids"]
+            assert candidate.kept <= (len(pair) <= longest)
 
 
 def test_an_automatic_tau_is_calibrated_once_and_frozen(tiny: Tiny, tmp_path: Path) -> None:

@@ -1,19 +1,22 @@
-"""Parts of a run again: its candidates under another criterion, its trained target on other questions."""
+"""Parts of a run again: its candidates under another criterion, its trained target on other questions, its report."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from tuneshift.criteria import calibrate_tau, decide
-from tuneshift.dataset import kept_rows
-from tuneshift.errors import ConfigError, RunDirectoryError
+from tuneshift.dataset import kept_rows, read_rows
+from tuneshift.errors import ConfigError, DataError, RunDirectoryError
 from tuneshift.evaluate.evidence import gather_evidence
 from tuneshift.pipeline import finish
 from tuneshift.preflight import read_inputs
 from tuneshift.progress import SILENT, Progress
-from tuneshift.run.directory import RunDirectory, jsonl, write_atomically
+from tuneshift.prompts.screening import normalize
+from tuneshift.run.directory import RunDirectory, jsonl, write_atomically, write_json
 from tuneshift.run.ledger import Ledger
 from tuneshift.run.stored import stored_config
 from tuneshift.wiring import calibration_of, criterion_of, evidence_settings
@@ -24,9 +27,13 @@ def reselect(run: RunDirectory, overrides: Sequence[str]) -> dict[str, Any]:
 
     No model is touched: every rule is a function of the stored records.
 
-    The run itself stays as it was: the dataset goes to `reselected/<criterion>.jsonl`. What the loop would have
-    generated next under the other criterion is not known, since kept prompts breed new ones.
+    The run itself stays as it was: the dataset goes to `reselected/`, under a name that tells rule and threshold. What
+    the loop would have generated next under the other criterion is not known, since kept prompts breed new ones.
+
+    Raises:
+        ConfigError: an override touches another section.
     """
+    _only(overrides, "criterion", "generated prompts can only be decided again by other `criterion` settings")
     with Ledger(run.ledger) as ledger:
         loaded = stored_config(run, ledger, overrides)
         candidates = ledger.candidates()
@@ -36,8 +43,8 @@ def reselect(run: RunDirectory, overrides: Sequence[str]) -> dict[str, Any]:
         tau = calibrate_tau(candidates[:calibration], criterion)
         criterion = criterion.with_tau(tau if tau is not None else criterion.tau)
     decided = [decide(candidate, criterion) for candidate in candidates]
-    rows = kept_rows(decided, target_size=len(decided))
-    path = run.path / "reselected" / f"{criterion.name}.jsonl"
+    rows = kept_rows(decided, target_size=len(decided), count_eos=criterion.count_eos)
+    path = run.reselected / f"{criterion.label()}.jsonl"
     write_atomically(path, jsonl(rows))
     before = {candidate.id for candidate in candidates if candidate.kept}
     after = {candidate.id for candidate in decided if candidate.kept}
@@ -54,21 +61,52 @@ def reselect(run: RunDirectory, overrides: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def evaluate_again(run: RunDirectory, overrides: Sequence[str], *, progress: Progress = SILENT) -> dict[str, Any]:
-    """Evaluate a trained run's arms anew under `overrides` of the `evaluation` section, and write the verdict.
+def evaluate_again(
+    run: RunDirectory, overrides: Sequence[str], *, progress: Progress = SILENT
+) -> tuple[dict[str, Any], Path]:
+    """Evaluate a trained run's arms on other questions; return the verdict and the folder that holds it.
+
+    The run's own evidence stays as it is. Questions whose prompt the target was trained on are left out and counted.
 
     Raises:
         RunDirectoryError: the run has no trained adapter yet. ConfigError: an override touches another section.
+        DataError: the target was trained on every question.
     """
     if not run.training.exists():
         raise RunDirectoryError(f"{run.path}: the target is not trained yet. Finish `tuneshift transfer` first.")
-    wrong = [override for override in overrides if not override.startswith("evaluation")]
-    if wrong:
-        raise ConfigError(f"--set {wrong[0]}: a trained run can only be given other `evaluation` settings.")
+    _only(overrides, "evaluation", "a trained run can only be given other `evaluation` settings")
     with Ledger(run.ledger) as ledger:
         loaded = stored_config(run, ledger, overrides)
-        inputs = read_inputs(loaded.config, folder=loaded.folder)
-        settings = evidence_settings(loaded, inputs, run.adapter)
-        verdict = gather_evidence(run, ledger, anew=True, progress=progress, **settings)
+    if loaded.config.evaluation is None:
+        raise ConfigError(f"{run.path}: no questions are configured. Give --set evaluation.data=FILE.jsonl.")
+    inputs = read_inputs(loaded.config, folder=loaded.folder)
+    trained = {normalize(row["prompt"]) for row in read_rows(run.dataset)}
+    asked = [item for item in inputs.items if normalize(item.prompt) not in trained]
+    excluded = len(inputs.items) - len(asked)
+    if not asked:
+        raise DataError(f"{loaded.config.evaluation.data}: the target was trained on every one of these prompts.")
+    if excluded:
+        progress.note(f"{excluded} of {len(inputs.items)} questions are left out: the target was trained on them")
+    settings = evidence_settings(loaded, replace(inputs, items=asked), run.adapter)
+    folder = run.evaluations / settings["questions"].fingerprint()
+    verdict = {**gather_evidence(folder, progress=progress, **settings), "excluded_questions": excluded}
+    write_json(folder / "verdict.json", verdict)
+    return verdict, folder
+
+
+def report_again(run: RunDirectory) -> None:
+    """Write the report of a finished run again, with all that reads the verdict.
+
+    Raises:
+        RunDirectoryError: the run has no verdict yet.
+    """
+    if not run.verdict.is_file():
+        raise RunDirectoryError(f"{run.path}: there is no verdict to report yet. Finish `tuneshift transfer` first.")
+    with Ledger(run.ledger) as ledger:
         finish(run, ledger)
-    return verdict
+
+
+def _only(overrides: Sequence[str], section: str, why: str) -> None:
+    wrong = [override for override in overrides if override.partition("=")[0].split(".")[0].strip() != section]
+    if wrong:
+        raise ConfigError(f"--set {wrong[0]}: {why}.")

@@ -15,11 +15,14 @@ import warnings
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
 from tuneshift.errors import Interrupted, ResumeRefused, TuneShiftError
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 EXIT_NO_IMPROVEMENT = 3
 
@@ -70,6 +73,8 @@ def transfer(
         _quiet_libraries()
         verdict = run_transfer(loaded, run, progress=open_progress())
         _show_verdict(verdict, run.path, as_json)
+        if not as_json:
+            typer.echo(f"report: {run.report}\nadapter: {run.adapter}")
     if verdict["improved"] is False:
         raise typer.Exit(EXIT_NO_IMPROVEMENT)
 
@@ -109,21 +114,21 @@ def evaluate(run: RunPath, overrides: Overrides = None, as_json: AsJson = False)
         from tuneshift.console import open_progress
 
         _quiet_libraries()
-        verdict = evaluate_again(directory, overrides or [], progress=open_progress())
-        _show_verdict(verdict, run, as_json)
+        verdict, folder = evaluate_again(directory, overrides or [], progress=open_progress())
+        _show_verdict(verdict, folder, as_json)
     if verdict["improved"] is False:
         raise typer.Exit(EXIT_NO_IMPROVEMENT)
 
 
 @app.command()
 def report(run: RunPath, as_json: AsJson = False) -> None:
-    """Write report.md again from the result files."""
-    from tuneshift.report.markdown import rewrite_report
+    """Write report.md, the model card and the manifest again from the result files."""
+    from tuneshift.again import report_again
     from tuneshift.run.directory import RunDirectory
 
     with RunDirectory.existing(run) as directory:
-        rewrite_report(directory)
-    _print({"report": str(run / "report.md")}, as_json, _key_lines)
+        report_again(directory)
+        _print({"report": str(directory.report)}, as_json, _key_lines)
 
 
 @app.command()
@@ -248,6 +253,7 @@ def _key_lines(result: dict[str, Any], indent: str = "") -> list[str]:
 def _plan_lines(estimate: dict[str, Any]) -> list[str]:
     needed, interval = estimate["candidates_needed"], estimate["keep_rate_interval"]
     seconds, tokens = estimate["synthesis_seconds"], estimate["generated_tokens"]
+    evaluation = estimate["evaluation_seconds"]
     reasons = ", ".join(f"{reason} {count}" for reason, count in estimate["reasons"].items())
     return [
         *(f"warning: {warning}" for warning in estimate["checks"]["warnings"]),
@@ -257,6 +263,7 @@ def _plan_lines(estimate: dict[str, Any]) -> list[str]:
         f"candidates needed: {needed if needed is not None else 'n/a (' + estimate['note'] + ')'}",
         f"synthesis: {f'about {seconds:.0f} s, {tokens} generated tokens' if seconds is not None else 'n/a'}",
         f"training: about {estimate['training_seconds']:.0f} s for {estimate['training_steps']} steps",
+        f"evaluation: {'n/a (no questions)' if evaluation is None else f'about {evaluation:.0f} s'}",
         f"peak memory so far: {estimate['peak_memory_bytes'] / 2**30:.1f} GiB",
     ]
 
@@ -280,12 +287,17 @@ def _show_verdict(verdict: dict[str, Any], path: Path, as_json: bool) -> None:
         console.print(table)
         recovery = f"{verdict['recovery']:.2f}" if verdict["recovery"] is not None else "n/a"
         console.print(f"gain {verdict['difference']:+.1%}, McNemar p {verdict['mcnemar_p']:.2g}, recovery {recovery}")
+    if "kept" in verdict:
+        _show_costs(verdict, console)
+    console.print(sentence(verdict))
+    console.print(f"results: {path}", soft_wrap=True)
+
+
+def _show_costs(verdict: dict[str, Any], console: Console) -> None:
     stages = ", ".join(f"{stage} {value:.0f}" for stage, value in verdict["seconds"].items())
     total, memory = sum(verdict["seconds"].values()), verdict["peak_memory_bytes"] / 2**30
     console.print(f"kept {verdict['kept']} of {verdict['candidates']} candidates; peak memory {memory:.1f} GiB")
     console.print(f"{total:.0f} s: {stages}")
-    console.print(sentence(verdict))
-    console.print(f"report: {path / 'report.md'}\nadapter: {path / 'adapter'}", soft_wrap=True)
 
 
 def _quiet_libraries() -> None:

@@ -248,7 +248,7 @@ class LoadedConfig:
     """A checked configuration with what it was made from.
 
     `raw` is the mapping as written, with overrides and without expanded variables; `folder` is where its relative
-    paths start; `fingerprint` changes exactly when a setting that can change results changes.
+    paths start; `fingerprint` changes when a setting that can change results does (what files hold is not in it).
     """
 
     config: Config
@@ -256,6 +256,16 @@ class LoadedConfig:
     folder: Path
     name: str
     fingerprint: str
+
+    def settings(self) -> dict[str, Any]:
+        """Return every setting, defaults included, as written: what came from a variable stays the variable's name."""
+        settings: dict[str, Any] = self.config.model_dump(mode="json")
+        for key, value in self.raw.items():
+            if isinstance(settings.get(key), dict) and isinstance(value, dict):
+                settings[key] |= value
+            elif not isinstance(settings.get(key), dict):
+                settings[key] = value
+        return settings
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> LoadedConfig:

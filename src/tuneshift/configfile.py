@@ -89,7 +89,10 @@ def apply_override(merged: dict[str, Any], override: str) -> None:
             inner = {"name": inner}
         place[section] = inner if isinstance(inner, dict) else {}
         place = place[section]
-    place[last] = value
+    if last == "criterion" and isinstance(value, str) and isinstance(place.get(last), dict):
+        place[last]["name"] = value  # a bare name leaves the thresholds as they are
+    else:
+        place[last] = value
 
 
 def expand_variables(value: Any, *, shown_as: str) -> Any:

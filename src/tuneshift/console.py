@@ -14,6 +14,7 @@ from rich.text import Text
 
 from tuneshift.progress import Meter, Progress
 
+HOUR = 3600.0  # seconds of past updates from which the time left is told: a round may take minutes
 LINE_SECONDS = 10.0  # at least this long between two plain lines of one stage
 
 
@@ -73,7 +74,7 @@ class BarProgress(Progress):
             TimeRemainingColumn(),
             TextColumn("{task.fields[info]}", markup=False),
         )
-        with Bars(*columns, console=self._console) as bars:
+        with Bars(*columns, console=self._console, speed_estimate_period=HOUR) as bars:
             task = bars.add_task(title, total=total, completed=done, info="", rate="")
             started, before = time.monotonic(), done
 

@@ -39,6 +39,12 @@ class Criterion:
     count_eos: bool = False
     seed: int = 0
 
+    def label(self) -> str:
+        """Return a short name of the rule with the thresholds it reads, for files and tables."""
+        reads = {"asymmetric": ("tau_f", "tau_b"), "ratio": ("ratio",), "random": ("keep_rate",)}
+        named = reads.get(self.name, () if self.name in ("none", "disagree") else ("tau",))
+        return "-".join([self.name, *(f"{key}{getattr(self, key):g}" for key in named)])
+
     def with_tau(self, tau: float) -> Criterion:
         """Return the same rule with another tau."""
         return replace(self, tau=tau)
@@ -85,7 +91,9 @@ def decide(candidate: Candidate, criterion: Criterion) -> Candidate:
     )
     if RULES[criterion.name](scores, criterion):
         return replace(candidate, kept=True, reason="kept")
-    return replace(candidate, kept=False, reason=quadrant(scores.ppl_f, scores.ppl_b, criterion.tau))
+    found = quadrant(scores.ppl_f, scores.ppl_b, criterion.tau)
+    decides = criterion.name in ("ppl_diff", "low_low", "high_low", "high_high")
+    return replace(candidate, kept=False, reason=found if decides else f"not {criterion.name} ({found})")
 
 
 def calibrate_tau(candidates: Sequence[Candidate], criterion: Criterion) -> float | None:

@@ -14,7 +14,7 @@ from tuneshift.run.records import Candidate
 Row = dict[str, Any]
 
 
-def kept_rows(candidates: Sequence[Candidate], *, target_size: int) -> list[Row]:
+def kept_rows(candidates: Sequence[Candidate], *, target_size: int, count_eos: bool) -> list[Row]:
     """Return the first `target_size` kept pairs with their provenance, in the order in which they were kept."""
     kept = [candidate for candidate in candidates if candidate.kept][:target_size]
     return [
@@ -22,8 +22,8 @@ def kept_rows(candidates: Sequence[Candidate], *, target_size: int) -> list[Row]
             "id": candidate.id,
             "prompt": candidate.prompt,
             "response": candidate.y_f.text,
-            "ppl_f": candidate.y_f.perplexity(),
-            "ppl_b": candidate.y_b.perplexity(),
+            "ppl_f": candidate.y_f.perplexity(count_eos=count_eos),
+            "ppl_b": candidate.y_b.perplexity(count_eos=count_eos),
         }
         for candidate in kept
         if candidate.y_f is not None and candidate.y_b is not None

@@ -8,6 +8,7 @@ written at epoch ends and carry a seal, so that a torn one is never resumed from
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +22,7 @@ from tuneshift.models import (
     LoadOptions,
     context_length,
     file_sha256,
+    free_memory,
     inspect_causal_lm,
     load_causal_lm,
     load_tokenizer,
@@ -50,8 +52,15 @@ TRAINER_DEFAULTS: dict[str, Any] = {
     "disable_tqdm": True,
 }
 """What differs from the defaults of trl's `SFTConfig`."""
-OWN_ARGUMENTS = ("output_dir", "max_length", "packing", "remove_unused_columns")
-"""Arguments that no user may set: the run's folder, and what would cut or regroup the pairs."""
+SETTINGS_ARGUMENTS = (
+    "num_train_epochs", "learning_rate", "per_device_train_batch_size", "gradient_accumulation_steps", "seed",
+)  # fmt: skip
+OWN_ARGUMENTS = (
+    "output_dir", "use_cpu", "max_steps", "max_length", "packing", "padding_free", "dataset_kwargs", "loss_type",
+    "remove_unused_columns", "label_smoothing_factor", "assistant_only_loss", "completion_only_loss", "eos_token",
+    "push_to_hub", "hub_token",
+)  # fmt: skip
+"""Arguments that no user may set: the run's folder, what would cut or regroup the pairs or change the loss, secrets."""
 
 
 @dataclass(frozen=True)
@@ -120,17 +129,18 @@ def distill(
     started = time.monotonic()
     tokenizer = load_tokenizer(settings.target, trust_remote_code=settings.load.trust_remote_code)
     model = load_causal_lm(settings.target, settings.load)
+    if int(tokenizer.pad_token_id) >= vocabulary_size(model):  # padding is embedded too, though nothing reads it
+        tokenizer.pad_token = tokenizer.eos_token
     dataset = tokenize_pairs(pairs, tokenizer, max_length=context_length(model.config))
     peft_model = add_lora(model, settings)
     arguments = trainer_arguments(settings, checkpoint_dir)
     trainer = make_trainer(peft_model, tokenizer, dataset, arguments, on_step)
     checkpoint = newest_sealed_checkpoint(checkpoint_dir)
     trainer.train(resume_from_checkpoint=checkpoint)
-    peft_model.save_pretrained(str(output_dir), save_embedding_layers=False)
-    tokenizer.save_pretrained(output_dir)
+    save_adapter(peft_model, tokenizer, output_dir)
     seconds = time.monotonic() - started
     tokens = sum(len(ids) for ids in dataset["input_ids"]) * settings.num_train_epochs
-    return TrainingSummary(
+    summary = TrainingSummary(
         steps=trainer.state.global_step,
         losses=[float(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry],
         trained_tokens=tokens,
@@ -138,6 +148,9 @@ def distill(
         tokens_per_second=tokens / seconds if checkpoint is None else None,
         target_modules=sorted({name.rsplit(".", 1)[-1] for name in peft_model.targeted_module_names}),
     )
+    del trainer, peft_model, model
+    free_memory()  # the trainer's parts refer to each other
+    return summary
 
 
 def inspect_target(settings: TrainingSettings) -> Reader:
@@ -164,11 +177,13 @@ def trainer_arguments(settings: TrainingSettings, checkpoint_dir: Path) -> SFTCo
     from trl import SFTConfig
 
     given = settings.trainer_args
-    own = [name for name in OWN_ARGUMENTS if name in given]
-    if own:
-        raise ConfigError(f"distill.trainer_args: {own[0]} is set by the run and cannot be changed. Remove it.")
+    for name in given:
+        if name in SETTINGS_ARGUMENTS:
+            raise ConfigError(f"distill.trainer_args: {name} has a setting of its own. Set it there.")
+        if name in OWN_ARGUMENTS:
+            raise ConfigError(f"distill.trainer_args: {name} is set by the run and cannot be changed. Remove it.")
     try:
-        return SFTConfig(
+        arguments = SFTConfig(
             **{
                 **TRAINER_DEFAULTS,
                 "output_dir": str(checkpoint_dir),
@@ -181,6 +196,8 @@ def trainer_arguments(settings: TrainingSettings, checkpoint_dir: Path) -> SFTCo
                 **given,
             }
         )
+        arguments._n_gpu = min(arguments.n_gpu, 1)  # several visible GPUs would mean nn.DataParallel, which trl refuses
+        return arguments
     except (TypeError, ValueError, ImportError) as error:
         why = str(error).removeprefix("SFTConfig.__init__() ")
         raise ConfigError(f"distill.trainer_args: {why}. See the arguments of trl's SFTConfig.") from error
@@ -208,6 +225,19 @@ def add_lora(model: PreTrainedModel, settings: TrainingSettings) -> PeftModel:
         return get_peft_model(model, config, low_cpu_mem_usage=model.device.type == "meta")
     except ValueError as error:
         raise ModelError(f"distill.target_modules: {error}") from error
+
+
+def save_adapter(model: PeftModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Save an adapter with its tokenizer so that after a crash `folder` holds all of it or nothing."""
+    part = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    model.save_pretrained(str(part), save_embedding_layers=False)
+    tokenizer.save_pretrained(part)
+    for path in part.iterdir():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    shutil.rmtree(folder, ignore_errors=True)
+    part.replace(folder)
 
 
 def tokenize_pairs(pairs: Sequence[Pair], tokenizer: PreTrainedTokenizerBase, *, max_length: int | None) -> Dataset:
@@ -295,13 +325,16 @@ def make_trainer(
             """Return 0: the estimate walks all modules at every step, and nothing reads it."""
             return 0
 
-    trainer = ResponseTrainer(
-        model=model,
-        args=arguments,
-        train_dataset=dataset,
-        processing_class=tokenizer,
-        callbacks=[_epoch_callback(on_step)],
-    )
+    try:
+        trainer = ResponseTrainer(
+            model=model,
+            args=arguments,
+            train_dataset=dataset,
+            processing_class=tokenizer,
+            callbacks=[_epoch_callback(on_step)],
+        )
+    except (ValueError, ImportError) as error:
+        raise ConfigError(f"distill.trainer_args: trl refuses them: {error}") from error
     trainer.remove_callback(PrinterCallback)  # it prints to stdout, which is for results
     return trainer
 

@@ -70,6 +70,11 @@ class Reader:
             )
         return None
 
+    def can_learn(self, prompt: str, response: str) -> bool:
+        """Tell whether the model can read a prompt with its response and the EOS."""
+        ids = [*encode_prompt(self.tokenizer, prompt), *encode_response(self.tokenizer, response)]
+        return self.objection(ids, room=1) is None
+
 
 @dataclass(frozen=True)
 class Truncation:

@@ -6,6 +6,7 @@ read from safetensors only. A GGUF file is converted once into a folder of the c
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import logging
@@ -51,11 +52,17 @@ def pick_device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        return torch.empty(0, device=name).device
+        device = torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
         raise ModelError(
-            f"run.device: {name!r} cannot be used ({_first_line(error)}). Set auto, cpu, cuda or cuda:N."
+            f"run.device: {name!r} cannot be used ({_first_line(error)}). Set auto, cpu or cuda."
         ) from error
+    if device.index:
+        raise ModelError(
+            f"run.device: {name!r}: the trainer uses the first visible device. Set run.device: cuda, and "
+            f"CUDA_VISIBLE_DEVICES={device.index} in the environment."
+        )
+    return device
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
@@ -66,7 +73,11 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     import torch
 
     if name == "auto":
-        hardware = torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.cpu._is_avx512_bf16_supported()
+        hardware = (
+            torch.cuda.is_bf16_supported(including_emulation=False)
+            if device.type == "cuda"
+            else torch.cpu._is_avx512_bf16_supported()
+        )
         return torch.bfloat16 if hardware else torch.float32
     dtype = getattr(torch, name, None)
     if not isinstance(dtype, torch.dtype):
@@ -274,7 +285,7 @@ def convert_gguf(path: Path, folder: Path | None = None) -> Path:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    folder = folder or cache_folder() / "models" / f"{path.stem}-{file_sha256(path)[:16]}"
+    folder = folder or cache_folder() / "models" / f"{path.stem}-{_gguf_digest(path, path.stat())[:16]}"
     if (folder / "config.json").is_file():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -292,9 +303,28 @@ def convert_gguf(path: Path, folder: Path | None = None) -> Path:
         tokenizer.save_pretrained(part)
         part.chmod(0o755)
         part.replace(folder)
+    except OSError as error:
+        if not (folder / "config.json").is_file():  # else another process was quicker
+            raise ModelError(f"{folder}: the converted model cannot be written ({error.strerror}).") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return folder
+
+
+@functools.cache
+def _gguf_digest(path: Path, stat: os.stat_result) -> str:
+    return file_sha256(path)  # gigabytes: read once a process, as long as the file does not change
+
+
+def free_memory() -> None:
+    """Return the memory of models that nobody holds any more."""
+    import gc
+
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def file_sha256(path: Path) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -29,11 +30,12 @@ from tuneshift.prompts.screening import UNANSWERED, Screen
 from tuneshift.prompts.stopping import Limits, diagnosis, next_calls, stop_reason
 from tuneshift.report.card import write_model_card
 from tuneshift.report.markdown import write_report
-from tuneshift.run.directory import RunDirectory, jsonl, write_atomically, write_json
+from tuneshift.run.directory import RunDirectory, jsonl, read_json, write_atomically, write_json
 from tuneshift.run.ledger import Ledger, RoundSummary
 from tuneshift.run.manifest import write_manifest
 from tuneshift.run.records import Candidate, GeneratorCall
-from tuneshift.run.resume import check_resumable, open_ledger, synthesis_finished, timed
+from tuneshift.run.resume import check_resumable, open_ledger, synthesis_finished
+from tuneshift.run.usage import peak_memory, timed
 from tuneshift.wiring import (
     SynthesisModels,
     answer_decoding,
@@ -56,19 +58,22 @@ def transfer(loaded: LoadedConfig, run: RunDirectory, *, progress: Progress = SI
         UserError: an input is wrong; nothing was written. ResumeRefused: the directory is another configuration's.
     """
     # 1) Preflight: every file and model that the run will need, before anything costs time.
+    started = time.monotonic()
     inputs = read_inputs(loaded.config, folder=loaded.folder)
-    resumed = check_resumable(loaded, run)
+    resumed = check_resumable(loaded, run, inputs.digests)
+    if resumed and run.manifest.exists():
+        return dict(read_json(run.verdict))  # finished: nothing is measured again
     if not (resumed and synthesis_finished(run)):
-        with synthesis_models(loaded, inputs, progress) as models, open_ledger(loaded, run) as ledger:
+        with synthesis_models(loaded, inputs, progress) as models, open_ledger(loaded, run, inputs.digests) as ledger:
+            ledger.add_seconds("preflight", time.monotonic() - started)
             # 2) Synthesis: new prompts, both answers, F's scores, the criterion; round by round.
             reason = synthesis(loaded, inputs, models).run(ledger, progress)
             described = {"models": named_models(loaded), "engines": models.source.describe()}
             ledger.set_meta(stop_reason=reason, **{key: json.dumps(value) for key, value in described.items()})
-    with open_ledger(loaded, run) as ledger:
+    with open_ledger(loaded, run, inputs.digests) as ledger:
         # 3) Dataset: the kept pairs, with where each comes from.
-        run.manifest.unlink(missing_ok=True)
-        candidates = ledger.candidates()
-        rows = kept_rows(candidates, target_size=loaded.config.synthesis.target_size)
+        candidates, criterion = ledger.candidates(), loaded.config.criterion
+        rows = kept_rows(candidates, target_size=loaded.config.synthesis.target_size, count_eos=criterion.count_eos)
         if not rows:
             tau = ledger.rounds()[-1].tau
             raise NothingKeptError(f"{run.path}: no candidate was kept. {diagnosis(candidates, tau=tau)}")
@@ -82,8 +87,11 @@ def transfer(loaded: LoadedConfig, run: RunDirectory, *, progress: Progress = SI
         shutil.rmtree(run.checkpoints, ignore_errors=True)
 
         # 5) Evidence: T before, T after and F on the same held-out items.
-        settings = evidence_settings(loaded, inputs, run.adapter)
-        verdict = gather_evidence(run, ledger, progress=progress, **settings)
+        with timed(ledger, "evaluate"):
+            settings = evidence_settings(loaded, inputs, run.adapter)
+            verdict = gather_evidence(run.evaluation, progress=progress, **settings)
+        verdict |= {"criterion": criterion.name, "trained_pairs": len(rows), **what_it_took(ledger)}
+        write_json(run.verdict, verdict)
 
         # 6) Report, and last of all the manifest that vouches for every file.
         finish(run, ledger)
@@ -94,7 +102,8 @@ def transfer(loaded: LoadedConfig, run: RunDirectory, *, progress: Progress = SI
 class Synthesis:
     """The loop of the paper's Figure 1: write prompts, answer, score, keep, again.
 
-    `fits` tells whether a prompt leaves room for a response; `held_out` are prompts that must not be trained on. With
+    `fits` tells whether a prompt leaves room for a response, and `learnable` whether the target can read a prompt with
+    its response; `held_out` are prompts that must not be trained on. With
     `calibration`, the first round has at least that many candidates, and the tau that keeps the wanted share of them
     is frozen for the run.
     """
@@ -105,6 +114,7 @@ class Synthesis:
     template: str | None
     held_out: Sequence[str]
     fits: Callable[[str], bool]
+    learnable: Callable[[str, str], bool]
     criterion: Criterion
     calibration: int | None
     decoding: Decoding
@@ -154,13 +164,22 @@ class Synthesis:
         # 4) The criterion keeps what F is sure of and B would not have said.
         criterion = self.criterion
         if self.calibration is not None:
-            tau = rounds[0].tau if rounds else calibrate_tau(new, criterion)
+            tau = rounds[0].tau if rounds else calibrate_tau(new[: self.calibration], criterion)
             criterion = criterion.with_tau(tau if tau is not None else criterion.tau)
-        new = [decide(candidate, criterion) for candidate in new]
+        new = [self.decided(candidate, criterion) for candidate in new]
 
         # 5) The round is committed whole; what it kept joins the pool.
-        ledger.record_round(RoundSummary(len(rounds), criterion.tau, time.monotonic() - started), new)
+        seconds = time.monotonic() - started
+        ledger.record_round(RoundSummary(len(rounds), criterion.tau, seconds, asdict(self.decoding)), new)
+        ledger.raise_peaks(peak_memory())
         return new
+
+    def decided(self, candidate: Candidate, criterion: Criterion) -> Candidate:
+        """Return the candidate with its decision; what the target cannot read is never kept."""
+        decision = decide(candidate, criterion)
+        if decision.kept and decision.y_f and not self.learnable(decision.prompt, decision.y_f.text):
+            return replace(decision, kept=False, reason="too long for the target")
+        return decision
 
     def write_prompts(self, candidates: Sequence[Candidate], index: int, ledger: Ledger) -> list[GeneratorCall]:
         """Ask the generator for a round's prompts, and commit what it wrote before it is parsed."""
@@ -185,6 +204,7 @@ def synthesis(loaded: LoadedConfig, inputs: Inputs, models: SynthesisModels) -> 
         template=loaded.config.prompt_template,
         held_out=[item.prompt for item in inputs.items],
         fits=models.fits,
+        learnable=models.learnable,
         criterion=criterion_of(loaded),
         calibration=calibration_of(loaded),
         decoding=answer_decoding(loaded),
@@ -214,6 +234,21 @@ def distill_run(loaded: LoadedConfig, run: RunDirectory, progress: Progress) -> 
             on_step=on_step,
         )
     write_json(run.training, asdict(summary))
+
+
+def what_it_took(ledger: Ledger) -> dict[str, Any]:
+    """Return the verdict's counts, seconds by stage and peak memory."""
+    candidates, rounds = ledger.candidates(), ledger.rounds()
+    return {
+        "kept": sum(candidate.kept for candidate in candidates),
+        "candidates": len(candidates),
+        "reasons": dict(Counter(candidate.reason for candidate in candidates).most_common()),
+        "rounds": len(rounds),
+        "tau": rounds[-1].tau if rounds else None,
+        "stop_reason": ledger.meta("stop_reason"),
+        "seconds": ledger.seconds(),
+        **ledger.peaks(("peak_memory_bytes", "peak_cuda_memory_bytes")),
+    }
 
 
 def finish(run: RunDirectory, ledger: Ledger) -> None:

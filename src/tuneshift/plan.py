@@ -12,17 +12,20 @@ from typing import Any
 from tuneshift.config import LoadedConfig
 from tuneshift.dataset import kept_rows, pairs
 from tuneshift.distill import Pair, distill
-from tuneshift.evaluate.evidence import peak_memory
+from tuneshift.encoding import encode_prompt
+from tuneshift.engines.base import Decoding
 from tuneshift.evaluate.stats import Proportion
 from tuneshift.pipeline import synthesis
-from tuneshift.preflight import read_inputs
+from tuneshift.preflight import Inputs, read_inputs
 from tuneshift.progress import SILENT, Progress
 from tuneshift.prompts.stopping import Limits
 from tuneshift.run.ledger import Ledger
-from tuneshift.wiring import synthesis_models, training_settings
+from tuneshift.run.usage import peak_memory
+from tuneshift.wiring import SynthesisModels, answer_decoding, evaluation_limit, synthesis_models, training_settings
 
 PROBE = 20  # candidates, as one call of the paper's
 REHEARSAL_STEPS = 2
+ARMS = 3  # T before, T after, F; T is taken to be as fast as F
 
 
 def plan(loaded: LoadedConfig, *, progress: Progress = SILENT) -> dict[str, Any]:
@@ -48,10 +51,11 @@ def plan(loaded: LoadedConfig, *, progress: Progress = SILENT) -> dict[str, Any]
             )
             probe.run(ledger)
             seconds = time.monotonic() - started
+            per_answer = _answer_seconds(loaded, inputs, models)
             checks = models.checks
         candidates, calls = ledger.candidates(), ledger.calls()
         kept = [candidate for candidate in candidates if candidate.kept]
-        learnt = pairs(kept_rows(candidates, target_size=PROBE)) or [
+        learnt = pairs(kept_rows(candidates, target_size=PROBE, count_eos=False)) or [
             Pair(s.prompt, s.response or ".") for s in inputs.seeds
         ]
         progress.note(f"Rehearsing {REHEARSAL_STEPS} training steps")
@@ -75,9 +79,25 @@ def plan(loaded: LoadedConfig, *, progress: Progress = SILENT) -> dict[str, Any]
         "generated_tokens": round(tokens / len(candidates) * needed) if needed else None,
         "training_steps": steps,
         "training_seconds": per_step * steps,
+        "evaluation_seconds": None if per_answer is None else per_answer * len(inputs.items) * ARMS,
         **peak_memory(),
         "note": None if kept else "the probe kept nothing, so how many candidates are needed is unknown",
     }
+
+
+def _answer_seconds(loaded: LoadedConfig, inputs: Inputs, models: SynthesisModels) -> float | None:
+    """Return the seconds that F takes for one of the evaluation's answers, in a batch; `None` without questions."""
+    asked = inputs.items[:PROBE]
+    if not asked:
+        return None
+    engine = models.source.engine
+    prompts = [encode_prompt(engine.tokenizer, item.prompt) for item in asked]
+    decoding = Decoding(
+        temperature=0, max_new_tokens=evaluation_limit(loaded.config), stop=answer_decoding(loaded).stop
+    )
+    started = time.monotonic()
+    engine.generate(prompts, seeds=[0] * len(prompts), decoding=decoding, fine_tuned=True)
+    return (time.monotonic() - started) / len(prompts)
 
 
 def _rehearse(loaded: LoadedConfig, learnt: list[Pair], folder: Path) -> float:
@@ -85,11 +105,11 @@ def _rehearse(loaded: LoadedConfig, learnt: list[Pair], folder: Path) -> float:
     settings = training_settings(loaded)
     batch = settings.per_device_train_batch_size * settings.gradient_accumulation_steps
     repeated = (learnt * (batch * REHEARSAL_STEPS))[: batch * REHEARSAL_STEPS]
-    rehearsal = {"max_steps": REHEARSAL_STEPS, "save_strategy": "no", "report_to": "none"}
+    rehearsal = {"save_strategy": "no", "report_to": "none"}
     times: list[float] = []
     distill(
         repeated,
-        replace(settings, trainer_args={**settings.trainer_args, **rehearsal}),
+        replace(settings, num_train_epochs=1, trainer_args={**settings.trainer_args, **rehearsal}),
         output_dir=folder / "rehearsal",
         checkpoint_dir=folder / "checkpoints",
         on_step=lambda *_: times.append(time.monotonic()),

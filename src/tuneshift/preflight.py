@@ -17,9 +17,11 @@ from tuneshift.encoding import Reader, encode_prompt
 from tuneshift.engines.base import Decoding
 from tuneshift.engines.source import Source
 from tuneshift.errors import DataError
-from tuneshift.evaluate.tasks import find_metric
+from tuneshift.evaluate.tasks import find_metric, grade
 from tuneshift.models import (
     check_adapter_base,
+    file_sha256,
+    read_adapter_config,
     resolve_adapter,
     resolve_model,
 )
@@ -27,10 +29,11 @@ from tuneshift.models import (
 
 @dataclass(frozen=True)
 class Inputs:
-    """The user's files, read and checked."""
+    """The user's files, read and checked; `digests` holds their sha256 by setting."""
 
     seeds: list[Seed]
     items: list[Item]
+    digests: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -49,10 +52,13 @@ def read_inputs(config: Config, *, folder: Path) -> Inputs:
     Raises:
         UserError: the first thing that is wrong.
     """
-    seeds = read_seeds(Path(config.seeds), config.prompt_template)
-    items = read_items(Path(config.evaluation.data)) if config.evaluation else []
+    files = {"seeds": Path(config.seeds)}
+    seeds, items = read_seeds(files["seeds"], config.prompt_template), []
     if config.evaluation:
-        find_metric(config.evaluation.metric, pattern=config.evaluation.pattern, folder=folder)
+        files["evaluation.data"] = Path(config.evaluation.data)
+        items = read_items(files["evaluation.data"])
+        metric = find_metric(config.evaluation.metric, pattern=config.evaluation.pattern, folder=folder)
+        grade(metric, items[0].reference, items[0])
     for reference in (
         config.source.base,
         config.source.model,
@@ -67,7 +73,9 @@ def read_inputs(config: Config, *, folder: Path) -> Inputs:
         adapter = resolve_adapter(config.source.adapter)
         if not config.source.same_base:
             check_adapter_base(adapter, config.source.base)
-    return Inputs(seeds, items)
+        read_adapter_config(adapter)
+        files["source.adapter"] = Path(adapter) / "adapter_model.safetensors"
+    return Inputs(seeds, items, {name: file_sha256(path) for name, path in files.items()})
 
 
 def objection(prompt: str, readers: Sequence[Reader], *, room: int) -> str | None:
@@ -80,19 +88,21 @@ def objection(prompt: str, readers: Sequence[Reader], *, room: int) -> str | Non
 
 
 def check_models(
-    source: Source, inputs: Inputs, *, readers: Sequence[Reader], decoding: Decoding, demos: int
+    source: Source, inputs: Inputs, *, readers: Sequence[Reader], decoding: Decoding, answer_tokens: int, demos: int
 ) -> ModelChecks:
     """Check that every model can read the user's prompts, and let F answer the seeds greedily.
+
+    `answer_tokens` is the length limit of the evaluation's answers.
 
     Raises:
         DataError: a seed or an evaluation prompt does not fit into a model's context.
     """
-    for place, prompt in [(s.place, s.prompt) for s in inputs.seeds] + [(i.place, i.prompt) for i in inputs.items]:
-        found = objection(prompt, readers, room=decoding.max_new_tokens)
+    rooms = [(seed.place, seed.prompt, decoding.max_new_tokens) for seed in inputs.seeds]
+    rooms += [(item.place, item.prompt, answer_tokens) for item in inputs.items]
+    for place, prompt, room in rooms:
+        found = objection(prompt, readers, room=room)
         if found is not None:
-            raise DataError(
-                f"{place}: {found}. Shorten the prompt, lower synthesis.max_new_tokens, or use another model."
-            )
+            raise DataError(f"{place}: {found}. Shorten the prompt, lower max_new_tokens, or use another model.")
     engine = source.engine
     prompts = [encode_prompt(engine.tokenizer, seed.prompt) for seed in inputs.seeds]
     greedy = replace(decoding, temperature=0)
@@ -103,6 +113,13 @@ def check_models(
         warnings.append(
             f"F's answer to {capped} of {len(answers)} seeds hits synthesis.max_new_tokens; such candidates are "
             "dropped. Set synthesis.stop or raise the limit."
+        )
+    bos = engine.tokenizer.bos_token_id
+    doubled = sum(len(ids) > 1 and ids[0] == ids[1] == bos for ids in prompts) if bos is not None else 0
+    if doubled:
+        warnings.append(
+            f"{doubled} of {len(prompts)} seeds begin with the BOS text, and the tokenizer adds a BOS of its own. "
+            "Remove it from the prompts."
         )
     given = [(seed, answer) for seed, answer in zip(inputs.seeds, answers, strict=True) if seed.response]
     wrong = sum(answer.text.strip() != (seed.response or "").strip() for seed, answer in given)

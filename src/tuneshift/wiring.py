@@ -1,4 +1,4 @@
-"""From the configuration to the objects of a run. The only module besides the door that reads `Config`'s sections.
+"""From the configuration to the objects of a run.
 
 Stages take plain arguments; here they are picked out of the configuration, and models are opened, checked and freed.
 """
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tuneshift.config import LoadedConfig
+from tuneshift.config import Config, LoadedConfig
 from tuneshift.criteria import Criterion
 from tuneshift.datafiles import Seed
 from tuneshift.distill import TrainingSettings, inspect_target
@@ -19,7 +19,7 @@ from tuneshift.engines.base import Decoding, Engine
 from tuneshift.engines.hf import HfEngine
 from tuneshift.engines.source import Source, open_source
 from tuneshift.evaluate.evidence import Questions
-from tuneshift.evaluate.tasks import find_metric
+from tuneshift.evaluate.tasks import find_metric, metric_digest
 from tuneshift.models import LoadOptions, resolve_adapter, resolve_model
 from tuneshift.preflight import Inputs, ModelChecks, check_models, objection
 from tuneshift.progress import Progress
@@ -29,11 +29,15 @@ from tuneshift.prompts.stopping import Limits
 
 @dataclass(frozen=True)
 class SynthesisModels:
-    """F, B and G, opened and checked; `fits` tells whether a prompt leaves room for a response everywhere."""
+    """F, B and G, opened and checked.
+
+    `fits` tells whether a prompt leaves room for a response everywhere, `learnable` whether T can read it with one.
+    """
 
     source: Source
     generator: PromptGenerator
     fits: Callable[[str], bool]
+    learnable: Callable[[str, str], bool]
     checks: ModelChecks
 
 
@@ -44,12 +48,17 @@ def synthesis_models(loaded: LoadedConfig, inputs: Inputs, progress: Progress) -
     progress.note(f"Checking the target: {config.target.model}")
     target = inspect_target(training_settings(loaded))
     progress.note(f"Loading the source: {config.source.base} with {config.source.adapter or config.source.model}")
-    source = open_run_source(loaded, inputs.seeds)
+    source = open_run_source(loaded, inputs.seeds, substitute=True)
     engine: Engine = source.engine
     try:
         readers = [*(engine.reader for engine in source.engines()), target]
         checks = check_models(
-            source, inputs, readers=readers, decoding=answer_decoding(loaded), demos=config.synthesis.demos
+            source,
+            inputs,
+            readers=readers,
+            decoding=answer_decoding(loaded),
+            answer_tokens=evaluation_limit(config),
+            demos=config.synthesis.demos,
         )
         progress.note(f"The adapter acts: it moves a seed token's log-probability by {checks.adapter_effect:.2f} nats")
         for warning in checks.warnings:
@@ -61,21 +70,27 @@ def synthesis_models(loaded: LoadedConfig, inputs: Inputs, progress: Progress) -
         generator = prompt_generator(loaded, engine)
         generator.check([seed.text for seed in inputs.seeds])
         room = config.synthesis.max_new_tokens
-        yield SynthesisModels(source, generator, lambda prompt: objection(prompt, readers, room=room) is None, checks)
+        yield SynthesisModels(
+            source=source,
+            generator=generator,
+            fits=lambda prompt: objection(prompt, readers, room=room) is None,
+            learnable=lambda prompt, response: target.can_learn(prompt, response),
+            checks=checks,
+        )
     finally:
         source.close()
         if engine is not source.engine:
             engine.close()
 
 
-def open_run_source(loaded: LoadedConfig, seeds: Sequence[Seed]) -> Source:
-    """Open F and B as the configuration names them; the canary runs on the seeds."""
+def open_run_source(loaded: LoadedConfig, seeds: Sequence[Seed], *, substitute: bool) -> Source:
+    """Open F and B as the configuration names them; the canary runs on the seeds. F alone needs no substitute base."""
     section = loaded.config.source
     return open_source(
         base=section.base,
         adapter=resolve_adapter(section.adapter) if section.adapter else None,
         model=section.model,
-        substitute_base=section.substitute_base,
+        substitute_base=section.substitute_base if substitute else None,
         same_base=section.same_base,
         canary_prompts=[seed.prompt for seed in seeds],
         load=load_options(loaded),
@@ -147,31 +162,51 @@ def evidence_settings(loaded: LoadedConfig, inputs: Inputs, adapter: Path) -> di
     questions = section and Questions(
         items=inputs.items,
         metric=find_metric(section.metric, pattern=section.pattern, folder=loaded.folder),
-        max_new_tokens=section.max_new_tokens or config.synthesis.max_new_tokens,
-        stop=config.synthesis.stop if section.stop is None else section.stop,
+        max_new_tokens=(limit := evaluation_limit(config)),
+        stop=(stop := config.synthesis.stop if section.stop is None else section.stop),
+        described={
+            "data": section.data,
+            "sha256": inputs.digests["evaluation.data"],
+            "metric": section.metric,
+            "metric_sha256": metric_digest(section.metric),
+            "pattern": section.pattern,
+            "max_new_tokens": limit,
+            "stop": list(stop),
+        },
     )
     return {
         "questions": questions,
         "open_target": open_target,
-        "open_source": lambda: open_run_source(loaded, inputs.seeds).engine,
-        "criterion": config.criterion.name,
-        "target_size": config.synthesis.target_size,
+        "open_source": lambda: open_run_source(loaded, inputs.seeds, substitute=False).engine,
         "seed": config.run.seed,
     }
 
 
-def named_models(loaded: LoadedConfig) -> dict[str, str]:
-    """Return what each model of the run was loaded from, by role."""
+def evaluation_limit(config: Config) -> int:
+    """Return how many tokens an answer of the evaluation may have."""
+    own = config.evaluation.max_new_tokens if config.evaluation else None
+    return own or config.synthesis.max_new_tokens
+
+
+def named_models(loaded: LoadedConfig) -> dict[str, dict[str, str]]:
+    """Return each model of the run by role: what the configuration calls it, and the path it was loaded from."""
     config = loaded.config
-    roles = {
-        "source.base": resolve_model(config.source.base),
-        "source.adapter": resolve_adapter(config.source.adapter) if config.source.adapter else None,
+    alias = {"source": config.source.model or config.source.base, "base": config.source.base}
+    alias["target"] = config.target.model
+    named = {
+        "source.base": config.source.base,
+        "source.adapter": config.source.adapter,
         "source.model": config.source.model,
         "source.substitute_base": config.source.substitute_base,
-        "target.model": resolve_model(config.target.model),
-        "generator.model": config.generator.model,
+        "target.model": config.target.model,
+        "generator.model": alias.get(config.generator.model, config.generator.model),
     }
-    return {role: path for role, path in roles.items() if path is not None}
+    resolve = {"source.adapter": resolve_adapter}
+    return {
+        role: {"reference": reference, "path": resolve.get(role, resolve_model)(reference)}
+        for role, reference in named.items()
+        if reference is not None
+    }
 
 
 def training_settings(loaded: LoadedConfig) -> TrainingSettings:

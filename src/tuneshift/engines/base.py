@@ -35,15 +35,21 @@ class Completion:
 
     `token_ids` are the sampled ids up to the stop, without EOS; `logprobs` their raw log-probabilities in nats
     under the model that wrote them, before temperature and truncation of the distribution. When the stop string
-    began inside a token, `reencoded` is true: the ids are then the cut text's, and `logprobs` is `None`.
+    began inside a token, `reencoded` is true: the ids are then the cut text's, and `logprobs` is `None`. `eos` is the
+    EOS that was sampled, with its log-probability; models know several.
     """
 
     text: str
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...] | None
-    eos_logprob: float | None
+    eos: tuple[int, float] | None
     finish_reason: FinishReason
     reencoded: bool
+
+    @property
+    def eos_logprob(self) -> float | None:
+        """The log-probability of the sampled EOS, `None` where there is none."""
+        return self.eos[1] if self.eos else None
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from tuneshift.models import (
     LoadOptions,
     attach_adapter,
     context_length,
+    free_memory,
     load_causal_lm,
     load_tokenizer,
     vocabulary_size,
@@ -64,7 +65,10 @@ class HfEngine:
         self._tokenizer = tokenizer
         self._name = name
         self._fine_tuned_name: str | None = fine_tuned_model.config._name_or_path if fine_tuned_model else None
-        self.eos_ids = _eos_ids(model, tokenizer)
+        self._parameters = sum(parameter.numel() for parameter in model.parameters())  # before an adapter joins them
+        self.eos_ids = _eos_ids([model, *([fine_tuned_model] if fine_tuned_model else [])], tokenizer)
+        # Padding is masked, but it is embedded: an id that exists will do where the tokenizer's has no embedding.
+        self._pad_id = min(int(tokenizer.pad_token_id), self.reader.vocabulary_size - 1)
 
     @classmethod
     def open(cls, path: str, *, load: LoadOptions, fine_tuned: str | None = None) -> HfEngine:
@@ -132,19 +136,13 @@ class HfEngine:
             "device": str(self._base.device),
             "dtype": str(self._base.dtype).removeprefix("torch."),
             "architecture": type(self._base).__name__,
-            "parameters": sum(parameter.numel() for parameter in self._base.parameters()),
+            "parameters": self._parameters,
         }
 
     def close(self) -> None:
         """Free the weights."""
-        import gc
-
-        import torch
-
         self._base = self._fine_tuned = self._adapted = None
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        free_memory()
 
     @contextmanager
     def _weights(self, fine_tuned: bool) -> Iterator[Any]:
@@ -188,7 +186,7 @@ class HfEngine:
             rows,
             decoding=decoding,
             eos_ids=self.eos_ids,
-            pad_id=int(self._tokenizer.pad_token_id),
+            pad_id=self._pad_id,
             stopped=stopped,
         )
         return list(rows)
@@ -197,7 +195,7 @@ class HfEngine:
         import torch
 
         device, width = model.device, max(len(r.prompt_ids) + len(r.response_ids) for r in requests)
-        ids = torch.full((len(requests), width), int(self._tokenizer.pad_token_id), device=device)
+        ids = torch.full((len(requests), width), self._pad_id, device=device)
         mask, rows = torch.zeros_like(ids), torch.zeros_like(ids, dtype=torch.bool)
         for line, request in enumerate(requests):
             start, end = len(request.prompt_ids), len(request.prompt_ids) + len(request.response_ids)
@@ -230,14 +228,14 @@ class HfEngine:
         ids, logprobs = (row.ids[:-1], row.logprobs[:-1]) if ended else (row.ids, row.logprobs)
         cut = truncate_at_stop(self._tokenizer, row.prompt, ids, decoding.stop) if decoding.stop else None
         finish: FinishReason = "stop" if cut else "eos" if ended else "length"
-        eos_logprob = row.logprobs[-1] if finish == "eos" else None
         if cut is not None and cut.kept is None:
             anew = tuple(encode_response(self._tokenizer, cut.text))
             return Completion(cut.text, anew, None, None, "stop", reencoded=True)
         if cut is not None:
             ids, logprobs = ids[: cut.kept], logprobs[: cut.kept]
         text = cut.text if cut else decode_response(self._tokenizer, row.prompt, ids)
-        return Completion(text, tuple(ids), tuple(logprobs), eos_logprob, finish, reencoded=False)
+        eos = (row.ids[-1], row.logprobs[-1]) if finish == "eos" else None
+        return Completion(text, tuple(ids), tuple(logprobs), eos, finish, reencoded=False)
 
 
 def _batches(
@@ -265,11 +263,13 @@ def _batches(
     return batches
 
 
-def _eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """Return every id that ends a text: the tokenizer's EOS and those of the generation configuration."""
-    configured = model.generation_config.eos_token_id if model.generation_config else None
-    listed = configured if isinstance(configured, list) else [configured]
-    return frozenset(int(eos) for eos in [tokenizer.eos_token_id, *listed] if eos is not None)
+def _eos_ids(models: Sequence[PreTrainedModel], tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """Return every id that ends a text: the tokenizer's EOS and those of the models' generation configurations."""
+    listed = [tokenizer.eos_token_id]
+    for model in models:
+        configured = model.generation_config.eos_token_id if model.generation_config else None
+        listed += configured if isinstance(configured, list) else [configured]
+    return frozenset(int(eos) for eos in listed if eos is not None)
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

@@ -95,7 +95,7 @@ class Source:
         """Return responses with F's log-probabilities; F's own, as sampled, need no second pass (`own`)."""
         requests, missing = [], []
         for index, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
-            ending = () if completion.eos_logprob is None else (int(self.engine.tokenizer.eos_token_id),)
+            ending = () if completion.eos is None else completion.eos[:1]
             ids = completion.token_ids + ending
             if ids and not (own and completion.logprobs is not None):
                 requests.append(ScoreRequest(prompt, ids))

@@ -13,6 +13,7 @@ from tuneshift.datafiles import Item
 from tuneshift.encoding import encode_prompt
 from tuneshift.engines.base import Decoding, Engine
 from tuneshift.errors import ConfigError, DataError
+from tuneshift.models import file_sha256
 from tuneshift.prompts.screening import normalize
 from tuneshift.run.records import FinishReason
 
@@ -54,9 +55,24 @@ def answer_items(
             raise DataError(f"{item.place}: {objection}. Shorten the prompt, or lower evaluation.max_new_tokens.")
     answers = engine.generate(prompts, seeds=[0] * len(items), decoding=decoding, fine_tuned=fine_tuned)
     return [
-        Outcome(item.id, answer.text, bool(metric(answer.text, item.reference)), answer.finish_reason)
+        Outcome(item.id, answer.text, grade(metric, answer.text, item), answer.finish_reason)
         for item, answer in zip(items, answers, strict=True)
     ]
+
+
+def grade(metric: Metric, response: str, item: Item) -> bool:
+    """Tell whether a response is right.
+
+    Raises:
+        ConfigError: the user's function fails.
+    """
+    try:
+        return bool(metric(response, item.reference))
+    except Exception as error:  # the user's function may raise anything
+        raise ConfigError(
+            f"evaluation.metric: the function raised {type(error).__name__}: {error}, for the response {response!r} "
+            f"and the reference of {item.place}. Mend it, and start again."
+        ) from error
 
 
 def find_metric(name: str, *, pattern: str | None = None, folder: Path | None = None) -> Metric:
@@ -89,6 +105,13 @@ def find_metric(name: str, *, pattern: str | None = None, folder: Path | None = 
     return metric
 
 
+def metric_digest(name: str) -> str | None:
+    """Return the sha256 of the file that a user's own metric was imported from; `None` for one of ours."""
+    module = sys.modules.get(name.rpartition(".")[0])
+    path = getattr(module, "__file__", None)
+    return file_sha256(Path(path)) if path else None
+
+
 def _last_number(text: str) -> float | None:
     found = NUMBER.findall(text)
     return float(found[-1].replace(",", "")) if found else None
@@ -99,4 +122,5 @@ def _last_match(pattern: str, text: str) -> str | None:
     if not matches:
         return None
     last = matches[-1]
-    return (last.group(1) if last.re.groups else last.group(0)).strip()
+    groups = [group for group in last.groups() if group is not None]  # of alternatives, the one that took part
+    return (groups[0] if groups else last.group(0)).strip()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
 from tuneshift.encoding import encode_prompt
@@ -70,11 +70,12 @@ class PromptGenerator:
             plans.append((call_id, rng.sample(pool, min(self.demos, len(pool)))))
         between = separator([item.text for item in pool])
         prompts = [self._prompt([item.text for item in demos], between) for _, demos in plans]
+        decoding = replace(self.decoding, stop=(between,)) if self.kind == "few_shot" else self.decoding
         copies = self.per_call if self.kind == "few_shot" else 1
         completions = self.engine.generate(
             [ids for _, ids in prompts for _ in range(copies)],
             seeds=[derive_seed(self.run_seed, "write", c, n) for c, _ in plans for n in range(copies)],
-            decoding=replace(self.decoding, stop=(between,)) if self.kind == "few_shot" else self.decoding,
+            decoding=decoding,
             fine_tuned=self.fine_tuned,
         )
         seconds = (time.monotonic() - started) / calls
@@ -91,6 +92,7 @@ class PromptGenerator:
                     finished=tuple(completion.finish_reason != "length" for completion in own),
                     generated_tokens=sum(len(completion.token_ids) for completion in own),
                     seconds=seconds,
+                    decoding=asdict(decoding),
                 )
             )
         return made

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 
 from tuneshift.prompts.parsing import fill_template
 from tuneshift.run.records import Candidate, GeneratorCall
 
+SIGN = re.compile(r"-(?=\d)")
 UNANSWERED = "unanswered"
 """The reason of a candidate that passed the screen and has no answer yet."""
 
@@ -15,10 +17,13 @@ UNANSWERED = "unanswered"
 def normalize(text: str) -> str:
     """Return the form in which two texts count as the same: case, punctuation, spacing and encoding aside.
 
-    Letters, numbers and marks stay: in many scripts a vowel is a mark.
+    Letters, numbers, marks (in many scripts a vowel is one) and symbols stay, and of punctuation what computes:
+    operators, and the sign of a number.
     """
-    folded = unicodedata.normalize("NFKC", text).casefold()
-    return " ".join("".join(c if unicodedata.category(c)[0] in "LMN" else " " for c in folded).split())
+    folded = SIGN.sub("\N{MINUS SIGN}", unicodedata.normalize("NFKC", text).casefold())
+    return " ".join(
+        "".join(c if unicodedata.category(c)[0] in "LMNS" or c in "*/%&#@" else " " for c in folded).split()
+    )
 
 
 class Screen:

@@ -17,7 +17,7 @@ def write_model_card(run: RunDirectory, ledger: Ledger) -> None:
     """Write `adapter/README.md` in the Hub's form, from the verdict and what the ledger says of the models."""
     verdict = read_json(run.verdict)
     models = json.loads(ledger.meta("models") or "")
-    names = {role: public_name(reference) for role, reference in models.items()}
+    names = {role: public_name(model["reference"]) for role, model in models.items()}
     target, tuned = names["target.model"], names.get("source.adapter") or names["source.model"]
     tags = "library_name: peft\npipeline_tag: text-generation\ntags:\n- lora\n- tuneshift"
     parts = [

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from tuneshift.errors import RunDirectoryError
 from tuneshift.evaluate.verdict import sentence
 from tuneshift.run.directory import RunDirectory, read_json, write_atomically
 from tuneshift.run.ledger import Ledger
-from tuneshift.run.records import Candidate
+from tuneshift.run.records import Candidate, Response
+from tuneshift.run.stored import counts_eos
 
 EXAMPLES = 8
 
@@ -25,22 +25,10 @@ def write_report(run: RunDirectory, ledger: Ledger) -> None:
         _selection(verdict),
         _training(training),
         "## Time\n\n" + markdown_table(["stage", "seconds"], [[k, f"{v:.1f}"] for k, v in verdict["seconds"].items()]),
-        _examples(ledger.candidates()),
+        _examples(ledger.candidates(), count_eos=counts_eos(ledger)),
         "## Settings\n\n```yaml\n" + run.config.read_text(encoding="utf-8") + "```",
     ]
     write_atomically(run.report, "\n\n".join(part for part in parts if part) + "\n")
-
-
-def rewrite_report(run: RunDirectory) -> None:
-    """Write `report.md` of a finished run again.
-
-    Raises:
-        RunDirectoryError: the run has no verdict yet.
-    """
-    if not run.verdict.is_file():
-        raise RunDirectoryError(f"{run.path}: there is no verdict to report yet. Finish `tuneshift transfer` first.")
-    with Ledger(run.ledger) as ledger:
-        write_report(run, ledger)
 
 
 def accuracy_rows(verdict: dict[str, Any]) -> list[list[str]]:
@@ -112,21 +100,20 @@ def _training(training: dict[str, Any]) -> str:
     )
 
 
-def _examples(candidates: Sequence[Candidate]) -> str:
+def _examples(candidates: Sequence[Candidate], *, count_eos: bool) -> str:
     answered = [c for c in candidates if c.y_f is not None and c.y_b is not None]
     step = max(1, len(answered) // EXAMPLES)
     rows = [
-        [c.text, c.y_f.text, f"{c.y_f.perplexity():.2f}", c.y_b.text, _ppl(c), c.reason]
+        [c.text, c.y_f.text, _perplexity(c.y_f, count_eos), c.y_b.text, _perplexity(c.y_b, count_eos), c.reason]
         for c in answered[::step][:EXAMPLES]
-        if c.y_f is not None and c.y_f.n_tokens and c.y_b is not None
+        if c.y_f is not None and c.y_b is not None
     ]
     header = ["prompt", "F's response", "PPL_F(y_f)", "B's response", "PPL_F(y_b)", "outcome"]
     return "## Examples\n\n" + markdown_table(header, rows)
 
 
-def _ppl(candidate: Candidate) -> str:
-    scored = candidate.y_b is not None and candidate.y_b.n_tokens > 0
-    return f"{candidate.y_b.perplexity():.2f}" if scored and candidate.y_b else "n/a"
+def _perplexity(response: Response, count_eos: bool) -> str:
+    return f"{response.perplexity(count_eos=count_eos):.2f}" if response.n_tokens else "n/a"
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

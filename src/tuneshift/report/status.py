@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from tuneshift.console import clean
 from tuneshift.run.directory import RunDirectory, read_json
 from tuneshift.run.ledger import Ledger
 from tuneshift.run.records import Candidate, Response
+from tuneshift.run.stored import counts_eos
 
 
 def run_status(path: Path, *, examples: int) -> dict[str, Any]:
@@ -17,12 +19,12 @@ def run_status(path: Path, *, examples: int) -> dict[str, Any]:
     run = RunDirectory.existing(path)
     with Ledger(run.ledger) as ledger:
         candidates, rounds = ledger.candidates(), ledger.rounds()
-        stop, seconds = ledger.meta("stop_reason"), ledger.seconds()
+        stop, seconds, count_eos = ledger.meta("stop_reason"), ledger.seconds(), counts_eos(ledger)
     newest: dict[str, list[dict[str, Any]]] = {}
     for candidate in reversed(candidates):
         shown = newest.setdefault(candidate.reason, [])
         if len(shown) < examples:
-            shown.append(_example(candidate))
+            shown.append(_example(candidate, count_eos))
     verdict = read_json(run.verdict) if run.verdict.exists() else None
     return {
         "run": str(path),
@@ -32,7 +34,7 @@ def run_status(path: Path, *, examples: int) -> dict[str, Any]:
         "kept": sum(candidate.kept for candidate in candidates),
         "stop_reason": stop,
         "reasons": dict(Counter(candidate.reason for candidate in candidates).most_common()),
-        "seconds": {"synthesis": sum(entry.seconds for entry in rounds), **seconds},
+        "seconds": seconds,
         "improved": verdict["improved"] if verdict else None,
         "examples": newest,
     }
@@ -66,19 +68,21 @@ def _phase(run: RunDirectory, stop: str | None) -> str:
     return "evaluation" if run.training.exists() else "distillation"
 
 
-def _example(candidate: Candidate) -> dict[str, Any]:
+def _example(candidate: Candidate, count_eos: bool) -> dict[str, Any]:
     return {
         "id": candidate.id,
         "text": candidate.text,
-        "y_f": _response(candidate.y_f),
-        "y_b": _response(candidate.y_b),
+        "y_f": _response(candidate.y_f, count_eos),
+        "y_b": _response(candidate.y_b, count_eos),
     }
 
 
-def _response(response: Response | None) -> dict[str, Any] | None:
+def _response(response: Response | None, count_eos: bool) -> dict[str, Any] | None:
+    """Return a response's text and perplexity; `None` for one that has no tokens or no finite score."""
     if response is None:
         return None
-    return {"text": response.text, "perplexity": response.perplexity() if response.n_tokens else None}
+    found = response.perplexity(count_eos=count_eos) if response.n_tokens else math.nan
+    return {"text": response.text, "perplexity": found if math.isfinite(found) else None}
 
 
 def _number(value: float | None) -> str:

@@ -6,6 +6,7 @@ dataset/kept.jsonl     the kept pairs, in the order in which they were kept
 adapter/               the target's PEFT adapter, tokenizer and model card; checkpoints/ while it trains
 training.json          what the training did
 evaluation/*.jsonl     per-item results of each arm
+evaluations/           the same on other questions, with a verdict each; reselected/: other criteria's datasets
 verdict.json           the evaluated outcome, with intervals
 report.md              all of it, readable
 manifest.json          sha256 of the artefacts, versions, device, git commit; written last
@@ -27,6 +28,8 @@ from typing import Any, TypeVar
 from tuneshift.errors import RunDirectoryError
 
 Parsed = TypeVar("Parsed")
+CONFIG_HEADER = "# relative paths start at "
+"""How a run's own config.yaml begins."""
 
 
 class RunDirectory:
@@ -48,6 +51,8 @@ class RunDirectory:
         self.checkpoints = path / "checkpoints"
         self.training = path / "training.json"
         self.evaluation = path / "evaluation"
+        self.evaluations = path / "evaluations"
+        self.reselected = path / "reselected"
         self.verdict = path / "verdict.json"
         self.report = path / "report.md"
         self.manifest = path / "manifest.json"
@@ -91,6 +96,26 @@ class RunDirectory:
     def keep(self) -> None:
         """Say that the directory holds results from now on and outlives an error."""
         self._created = []
+
+    def check_unused(self) -> None:
+        """Prove that a new run overwrites nothing here but what an earlier start of a run left.
+
+        Raises:
+            RunDirectoryError: the folder holds something else.
+        """
+        ours = {
+            ".lock",
+            ".config.yaml.part",
+            *(f"ledger.sqlite{suffix}" for suffix in ("", "-wal", "-shm", "-journal")),
+        }
+        if self.config.is_file() and self.config.read_bytes().startswith(CONFIG_HEADER.encode()):
+            ours.add(self.config.name)
+        others = sorted(path.name for path in self.path.iterdir() if path.name not in ours)
+        if others:
+            raise RunDirectoryError(
+                f"{self.path}: holds other files ({', '.join(others[:3])}), and a run would write among them. Give "
+                "another --run-dir."
+            )
 
     @classmethod
     def existing(cls, path: Path) -> RunDirectory:

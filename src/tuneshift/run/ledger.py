@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,9 +26,9 @@ SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE calls (
     id TEXT PRIMARY KEY, round INTEGER NOT NULL, demos TEXT NOT NULL, prompt TEXT NOT NULL, raw TEXT NOT NULL,
-    finished TEXT NOT NULL, generated_tokens INTEGER NOT NULL, seconds REAL NOT NULL
+    finished TEXT NOT NULL, generated_tokens INTEGER NOT NULL, seconds REAL NOT NULL, decoding TEXT NOT NULL
 );
-CREATE TABLE rounds (round INTEGER PRIMARY KEY, tau REAL NOT NULL, seconds REAL NOT NULL);
+CREATE TABLE rounds (round INTEGER PRIMARY KEY, tau REAL NOT NULL, seconds REAL NOT NULL, decoding TEXT NOT NULL);
 CREATE TABLE candidates (
     id TEXT PRIMARY KEY, round INTEGER NOT NULL REFERENCES rounds, call_id TEXT NOT NULL REFERENCES calls,
     text TEXT NOT NULL, prompt TEXT NOT NULL, kept INTEGER NOT NULL, reason TEXT NOT NULL
@@ -45,14 +45,16 @@ CREATE TABLE stage_seconds (stage TEXT NOT NULL, seconds REAL NOT NULL);
 
 @dataclass(frozen=True)
 class RoundSummary:
-    """A round as it was committed: the tau that decided it and how long it took, in seconds."""
+    """A round as it was committed: the tau that decided it, its seconds, and how both models answered."""
 
     round: int
     tau: float
     seconds: float
+    decoding: dict[str, Any]
 
 
 ROLES = ("y_f", "y_b")
+CALL_JSON = ("demos", "raw", "finished", "decoding")
 CALLS, ROUNDS, CANDIDATES = (
     TypeAdapter(list[GeneratorCall]),
     TypeAdapter(list[RoundSummary]),
@@ -100,11 +102,11 @@ class Ledger:
         """Commit generator calls with their raw text, before anything is parsed."""
         with self._transaction():
             self._db.executemany(
-                "INSERT INTO calls VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                "INSERT INTO calls VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 [
                     (
                         *(c.id, c.round, json.dumps(c.demos), c.prompt, json.dumps(c.raw), json.dumps(c.finished)),
-                        *(c.generated_tokens, c.seconds),
+                        *(c.generated_tokens, c.seconds, json.dumps(c.decoding)),
                     )
                     for c in calls
                 ],
@@ -114,7 +116,8 @@ class Ledger:
         """Commit a whole round: all its candidates with responses and decisions, or nothing."""
         responses = [(c.id, role, r) for c in candidates for role, r in (("y_f", c.y_f), ("y_b", c.y_b)) if r]
         with self._transaction():
-            self._db.execute("INSERT INTO rounds VALUES (?, ?, ?)", (summary.round, summary.tau, summary.seconds))
+            row = (summary.round, summary.tau, summary.seconds, json.dumps(summary.decoding))
+            self._db.execute("INSERT INTO rounds VALUES (?, ?, ?, ?)", row)
             self._db.executemany(
                 "INSERT INTO candidates VALUES (?, ?, ?, ?, ?, ?, ?)",
                 [(c.id, c.round, c.call_id, c.text, c.prompt, int(c.kept), c.reason) for c in candidates],
@@ -136,17 +139,14 @@ class Ledger:
         rows = self._db.execute(f"SELECT * FROM calls {where} ORDER BY id", values)
         with self._decoding():
             return CALLS.validate_python(
-                [
-                    {**row, **{key: json.loads(row[key]) for key in ("demos", "raw", "finished")}}
-                    for row in map(dict, rows)
-                ]
+                [{**row, **{key: json.loads(row[key]) for key in CALL_JSON}} for row in map(dict, rows)]
             )
 
     def rounds(self) -> list[RoundSummary]:
         """Return the committed rounds in order."""
         rows = self._db.execute("SELECT * FROM rounds ORDER BY round")
         with self._decoding():
-            return ROUNDS.validate_python([dict(row) for row in rows])
+            return ROUNDS.validate_python([{**row, "decoding": json.loads(row["decoding"])} for row in map(dict, rows)])
 
     def candidates(self) -> list[Candidate]:
         """Return every candidate with its responses, in the order in which they were written."""
@@ -165,10 +165,22 @@ class Ledger:
         with self._transaction():
             self._db.execute("INSERT INTO stage_seconds VALUES (?, ?)", (stage, seconds))
 
+    def raise_peaks(self, peaks: Mapping[str, int | None]) -> None:
+        """Note the peak memory of a process in bytes by kind; the largest of all processes stays."""
+        known = self.peaks(list(peaks))
+        higher = {key: str(value) for key, value in peaks.items() if value is not None and value > (known[key] or 0)}
+        self.set_meta(**higher)
+
+    def peaks(self, kinds: Sequence[str]) -> dict[str, int | None]:
+        """Return what `raise_peaks` noted, `None` for what was not measured."""
+        return {kind: None if (value := self.meta(kind)) is None else int(value) for kind in kinds}
+
     def seconds(self) -> dict[str, float]:
-        """Return the seconds spent by stage, synthesis from its committed rounds."""
+        """Return the seconds spent by stage, in the order in which stages began; rounds count as synthesis."""
+        rounds = self._db.execute("SELECT sum(seconds) FROM rounds").fetchone()[0] or 0.0
         rows = self._db.execute("SELECT stage, sum(seconds) FROM stage_seconds GROUP BY stage ORDER BY min(rowid)")
-        return {stage: seconds for stage, seconds in rows}
+        stages = {stage: seconds for stage, seconds in rows}
+        return {"preflight": stages.pop("preflight", 0.0), "synthesis": rounds, **stages}
 
     def _unusable(self, error: Exception) -> RunDirectoryError:
         why = " ".join(str(error).split())

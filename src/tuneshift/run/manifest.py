@@ -28,7 +28,8 @@ def write_manifest(run: RunDirectory, ledger: Ledger) -> None:
     manifest = {
         "fingerprint": ledger.meta("fingerprint"),
         "files": {str(p.relative_to(run.path)): file_sha256(p) for p in artefacts if p.exists()},
-        "models": {role: {"path": path, **_weights(Path(path))} for role, path in described.items()},
+        "inputs": json.loads(ledger.meta("inputs") or "{}"),
+        "models": {role: {**model, **_weights(Path(model["path"]))} for role, model in described.items()},
         "engines": json.loads(ledger.meta("engines") or "null"),
         **environment(),
     }

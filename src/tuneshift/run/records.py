@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from tuneshift.scoring import perplexity
 
@@ -50,7 +50,7 @@ class GeneratorCall:
     """One call of the prompt generator.
 
     `demos` are the ids of the pool items shown to it; `raw` is what it wrote, before any parsing, one entry per
-    continuation, with `finished` false where the length limit cut it.
+    continuation, with `finished` false where the length limit cut it. `decoding` holds the fields of `Decoding`.
     """
 
     id: str
@@ -61,6 +61,7 @@ class GeneratorCall:
     finished: tuple[bool, ...]
     generated_tokens: int
     seconds: float
+    decoding: dict[str, Any]
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +11,12 @@ from tuneshift.configfile import read_mapping
 from tuneshift.errors import RunDirectoryError
 from tuneshift.run.directory import RunDirectory
 from tuneshift.run.ledger import Ledger
+
+
+def counts_eos(ledger: Ledger) -> bool:
+    """Tell whether the run's criterion counts the EOS as a response token; a run that was not described has none."""
+    settings = json.loads(ledger.meta("settings") or "{}")
+    return bool(settings.get("criterion", {}).get("count_eos", False))
 
 
 def stored_config(run: RunDirectory, ledger: Ledger, overrides: Sequence[str] = ()) -> LoadedConfig:
