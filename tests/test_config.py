@@ -90,7 +90,8 @@ def test_the_smallest_complete_file_loads_with_the_papers_defaults(tmp_path: Pat
         "prompt_template": "Request: {text}\nIntent:",
         "synthesis": {
             "target_size": 250, "demos": 5, "per_call": 20, "calls_per_round": 4, "decoding": "faithful",
-            "max_new_tokens": 16, "stop": ["\n"], "max_candidates": 10_000, "max_rounds": 500, "patience": 3,
+            "max_new_tokens": 16, "stop": ["\n"], "complete_scores": False,
+            "max_candidates": 10_000, "max_rounds": 500, "patience": 3,
         },
         "criterion": {
             "name": "ppl_diff", "tau": 1.5, "tau_f": 1.2, "tau_b": 1.6, "ratio": 1.5, "keep_rate": 0.2,
@@ -588,6 +589,7 @@ CHANGES = {
     "generator.max_new_tokens": "65", "seeds": "other.jsonl", "prompt_template": "'Q: {text}'",
     "synthesis.target_size": "251", "synthesis.demos": "4", "synthesis.per_call": "10",
     "synthesis.calls_per_round": "3", "synthesis.decoding": "greedy", "synthesis.max_new_tokens": "17",
+    "synthesis.complete_scores": "true",
     "synthesis.stop": "['###']", "synthesis.max_candidates": "100", "synthesis.max_rounds": "100",
     "synthesis.patience": "2", "criterion.name": "ratio", "criterion.tau": "1.6", "criterion.tau_f": "1.3",
     "criterion.tau_b": "1.7", "criterion.ratio": "1.6", "criterion.keep_rate": "0.3", "criterion.calibration": "100",

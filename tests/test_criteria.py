@@ -9,7 +9,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from tuneshift.criteria import RULES, Criterion, calibrate_tau, decide
+from tuneshift.criteria import RULES, Criterion, calibrate_tau, decide, may_keep
 from tuneshift.run.records import Candidate, FinishReason, Response
 
 QUADRANT_RULES = {"ppl_diff": "low-high", "low_low": "low-low", "high_low": "high-low", "high_high": "high-high"}
@@ -204,12 +204,38 @@ def test_a_base_response_may_hit_the_length_limit() -> None:
 
 
 @pytest.mark.parametrize("rule", sorted(RULES))
-@pytest.mark.parametrize(
-    ("y_f", "y_b"), [(None, None), (response(-0.1), None), (None, response(-1.0))], ids=["neither", "only f", "only b"]
-)
-def test_a_record_without_both_responses_stays_as_it_is(y_f: Response | None, y_b: Response | None, rule: str) -> None:
-    record = replace(candidate(y_f, y_b), reason="duplicate")
+@pytest.mark.parametrize("y_b", [None, response(-1.0)], ids=["neither", "only b"])
+def test_a_record_without_an_answer_of_f_stays_as_it_is(y_b: Response | None, rule: str) -> None:
+    record = replace(candidate(None, y_b), reason="duplicate")
     assert decide(record, Criterion(rule, keep_rate=1.0)) == record
+
+
+@pytest.mark.parametrize("rule", sorted(RULES))
+@pytest.mark.parametrize(("ppl_f", "side"), [(1.4, "low"), (1.5, "high")])
+def test_a_record_whose_base_was_not_asked_is_never_kept_and_says_so(rule: str, ppl_f: float, side: str) -> None:
+    decided = decide(candidate(with_perplexity(ppl_f), None), Criterion(rule, tau=1.5, keep_rate=1.0))
+    assert (decided.kept, decided.reason) == (False, f"{side}-unscored")
+    capped = decide(candidate(response(-0.1, finish="length"), None), Criterion(rule))
+    assert (capped.kept, capped.reason) == (False, "y_f hit max_new_tokens")
+
+
+@given(usable_candidates | unsure_candidates, st.sampled_from(sorted(RULES)), taus)
+def test_the_base_is_asked_wherever_its_answer_could_matter(record: Candidate, rule: str, tau: float) -> None:
+    criterion = Criterion(rule, tau=tau, tau_f=tau, keep_rate=1.0)
+    assert record.y_f is not None
+    if decide(record, criterion).kept:
+        assert may_keep(record.y_f, criterion)
+
+
+@pytest.mark.parametrize(
+    ("rule", "low", "high"),
+    [("ppl_diff", True, False), ("low_low", True, False), ("high_low", False, True), ("high_high", False, True),
+     ("asymmetric", True, False), ("ratio", True, True), ("none", True, True), ("random", True, True)],
+)  # fmt: skip
+def test_which_side_of_tau_makes_the_base_worth_asking(rule: str, low: bool, high: bool) -> None:
+    criterion = Criterion(rule, tau=1.5, tau_f=1.5)
+    assert [may_keep(with_perplexity(ppl), criterion) for ppl in (1.4, 1.6)] == [low, high]
+    assert not may_keep(response(-0.1, finish="length"), criterion)
 
 
 # EOS

@@ -52,16 +52,28 @@ def engines(tiny: Tiny) -> Engines:
     """What is compared: an engine, and whether its fine-tuned side is meant."""
     llama, gemma = HfEngine.open(str(tiny.llama), load=LOAD), HfEngine.open(str(tiny.gemma), load=LOAD)
     llama.attach(str(tiny.adapter))
-    return {"llama": (llama, False), "llama with adapter": (llama, True), "gemma": (gemma, False)}
+    switched = HfEngine.open(str(tiny.llama), load=LOAD)
+    switched.attach(str(tiny.adapter), merge=False)
+    return {
+        "llama": (llama, False),
+        "llama with adapter": (llama, True),
+        "llama with its adapter switched on": (switched, True),
+        "llama with its adapter switched off": (switched, False),
+        "gemma": (gemma, False),
+    }
 
 
 @pytest.fixture(scope="module")
 def references(tiny: Tiny) -> dict[str, Any]:
     """The same models, loaded by transformers and peft alone."""
     adapted = AutoModelForCausalLM.from_pretrained(tiny.llama, dtype=torch.float32)
+    base = AutoModelForCausalLM.from_pretrained(tiny.llama, dtype=torch.float32).eval()
+    tuned = PeftModel.from_pretrained(adapted, str(tiny.adapter)).eval()
     return {
-        "llama": AutoModelForCausalLM.from_pretrained(tiny.llama, dtype=torch.float32).eval(),
-        "llama with adapter": PeftModel.from_pretrained(adapted, str(tiny.adapter)).eval(),
+        "llama": base,
+        "llama with adapter": tuned,
+        "llama with its adapter switched on": tuned,
+        "llama with its adapter switched off": base,
         "gemma": AutoModelForCausalLM.from_pretrained(tiny.gemma, dtype=torch.float32).eval(),
     }
 
@@ -95,7 +107,16 @@ def test_ids_without_an_embedding_are_refused(tiny: Tiny) -> None:
         engine.score([ScoreRequest((5,), (4444,))], fine_tuned=False)
 
 
-each_model = pytest.mark.parametrize("name", ["llama", "llama with adapter", "gemma"])
+each_model = pytest.mark.parametrize(
+    "name",
+    [
+        "llama",
+        "llama with adapter",
+        "llama with its adapter switched on",
+        "llama with its adapter switched off",
+        "gemma",
+    ],
+)
 each_decoding = pytest.mark.parametrize("decoding", [FAITHFUL, GREEDY], ids=["faithful", "greedy"])
 
 

@@ -68,14 +68,15 @@ def test_counts_agree_between_ledger_dataset_and_verdict(finished: Path) -> None
     assert verdict["peak_memory_bytes"] > 2**20
 
 
-def test_every_answered_candidate_has_two_scored_responses(finished: Path) -> None:
+def test_the_base_answered_wherever_its_answer_could_matter_and_every_response_is_scored(finished: Path) -> None:
     with Ledger(finished / "ledger.sqlite") as ledger:
         answered = [candidate for candidate in ledger.candidates() if candidate.y_f is not None]
     assert answered
     for candidate in answered:
-        assert candidate.y_b is not None
-        for response in (candidate.y_f, candidate.y_b):
-            assert response is not None
+        assert candidate.y_f is not None
+        unusable = candidate.y_f.finish_reason == "length" or not candidate.y_f.text.strip()
+        assert (candidate.y_b is None) == unusable
+        for response in filter(None, (candidate.y_f, candidate.y_b)):
             assert len(response.token_ids) == len(response.token_logprobs)
             assert "\n" not in response.text
 
@@ -246,6 +247,25 @@ def test_an_automatic_tau_is_calibrated_once_and_frozen(tiny: Tiny, tmp_path: Pa
     assert len({entry.tau for entry in rounds}) == 1
     assert rounds[0].tau != 1.5
     assert sum(candidate.kept for candidate in first) / len(answered) == pytest.approx(0.3, abs=0.15)
+
+
+def test_complete_scores_ask_the_base_everywhere_and_change_no_decision(tiny: Tiny, tmp_path: Path) -> None:
+    found = {}
+    for complete in (False, True):
+        (tmp_path / str(complete)).mkdir()
+        synthesis = {"complete_scores": complete, "max_rounds": 3}
+        config = write_project(
+            tmp_path / str(complete), tiny, synthesis=synthesis, criterion={"name": "ppl_diff", "tau": 6.0}
+        )
+        run_cli("transfer", str(config), "--run-dir", str(tmp_path / str(complete) / "run"))
+        with Ledger(tmp_path / str(complete) / "run/ledger.sqlite") as ledger:
+            found[complete] = {c.id: c for c in ledger.candidates() if c.y_f is not None}
+    assert {name for name, c in found[False].items() if c.kept} == {name for name, c in found[True].items() if c.kept}
+    assert all(candidate.y_b is not None for candidate in found[True].values())
+    unasked = [candidate for candidate in found[False].values() if candidate.y_b is None]
+    assert any(candidate.reason == "high-unscored" for candidate in unasked)
+    for name, candidate in found[False].items():
+        assert candidate.y_f == found[True][name].y_f
 
 
 def test_plan_estimates_and_writes_nothing(tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -128,6 +128,11 @@ class SynthesisSection(Section):
     )
     max_new_tokens: int = Field(256, ge=1, description="Length limit of a response, in tokens.")
     stop: tuple[str, ...] = Field((), description="Strings that end a response; it is cut before the first of them.")
+    complete_scores: bool = Field(
+        False,
+        description="Let B answer even where F's response alone already fails the criterion; `reselect` can then "
+        "decide those too.",
+    )
     max_candidates: int = Field(10_000, ge=1, description="Stop after this many candidates, whatever was kept.")
     max_rounds: int = Field(500, ge=1, description="Stop after this many rounds.")
     patience: int = Field(3, ge=1, description="Stop with a diagnosis after this many rounds that kept nothing.")

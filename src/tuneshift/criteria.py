@@ -73,14 +73,37 @@ RULES: dict[str, Callable[[Scores, Criterion], bool]] = {
 }
 
 
+GATES: dict[str, Callable[[float, Criterion], bool]] = {
+    "ppl_diff": lambda ppl_f, c: ppl_f < c.tau,
+    "low_low": lambda ppl_f, c: ppl_f < c.tau,
+    "high_low": lambda ppl_f, c: ppl_f >= c.tau,
+    "high_high": lambda ppl_f, c: ppl_f >= c.tau,
+    "asymmetric": lambda ppl_f, c: ppl_f < c.tau_f,
+}
+"""What PPL_F(y_f) must meet for a rule to keep, whatever y_b is; the other rules need both responses."""
+
+
+def may_keep(y_f: Response, criterion: Criterion) -> bool:
+    """Tell whether the rule could still keep a candidate with this y_f, so that B's answer is worth asking for."""
+    if _unusable_f(y_f, criterion) is not None:
+        return False
+    gate = GATES.get(criterion.name)
+    return gate is None or gate(y_f.perplexity(count_eos=criterion.count_eos), criterion)
+
+
 def decide(candidate: Candidate, criterion: Criterion) -> Candidate:
     """Return the candidate with `kept` and `reason` decided anew.
 
-    A candidate that was dropped before it was answered stays as it is: no rule can judge what was not measured.
+    A candidate that was dropped before it was answered stays as it is, and one whose y_b was not asked for is never
+    kept: no rule can judge what was not measured.
     """
-    if candidate.y_f is None or candidate.y_b is None:
+    if candidate.y_f is None:
         return candidate
-    unusable = _unusable(candidate.y_f, candidate.y_b, criterion)
+    if candidate.y_b is None:
+        side = "low" if may_keep(candidate.y_f, Criterion(tau=criterion.tau, count_eos=criterion.count_eos)) else "high"
+        reason = _unusable_f(candidate.y_f, criterion) or f"{side}-unscored"
+        return replace(candidate, kept=False, reason=reason)
+    unusable = _unusable_f(candidate.y_f, criterion) or _unusable_b(candidate.y_b, criterion)
     if unusable is not None:
         return replace(candidate, kept=False, reason=unusable)
     scores = Scores(
@@ -116,23 +139,28 @@ def calibrate_tau(candidates: Sequence[Candidate], criterion: Criterion) -> floa
     return min(taus, key=lambda tau: (distance(tau), tau))
 
 
-def _unusable(y_f: Response, y_b: Response, criterion: Criterion) -> str | None:
-    """Return why no rule applies to these responses, or `None`.
-
-    An infinite PPL_F(y_b) would otherwise pass `tau <= PPL`, and a NaN would be dropped without a word.
-    """
+def _unusable_f(y_f: Response, criterion: Criterion) -> str | None:
+    """Return why no rule applies to F's response, or `None`."""
     if not y_f.text.strip() or y_f.n_tokens == 0:
         return "empty y_f"
-    if y_b.n_tokens == 0:
-        return "empty y_b"
     if y_f.finish_reason == "length":
         return "y_f hit max_new_tokens"
-    for response in (y_f, y_b):  # an infinite sum would pass for a perplexity of 0
-        if not (
-            math.isfinite(response.sum_logprob) and math.isfinite(response.perplexity(count_eos=criterion.count_eos))
-        ):
-            return "non-finite score"
-    return None
+    return None if _finite(y_f, criterion) else "non-finite score"
+
+
+def _unusable_b(y_b: Response, criterion: Criterion) -> str | None:
+    if y_b.n_tokens == 0:
+        return "empty y_b"
+    return None if _finite(y_b, criterion) else "non-finite score"
+
+
+def _finite(response: Response, criterion: Criterion) -> bool:
+    """Tell whether the sum (an infinite one would pass for a perplexity of 0) and the perplexity are finite.
+
+    By the bare rule an infinite PPL_F(y_b) would be kept, and a NaN dropped without a word.
+    """
+    ppl = response.perplexity(count_eos=criterion.count_eos)
+    return math.isfinite(response.sum_logprob) and math.isfinite(ppl)
 
 
 def _uniform(seed: int, candidate_id: str) -> float:

@@ -6,6 +6,7 @@ read from safetensors only. A GGUF file is converted once into a folder of the c
 
 from __future__ import annotations
 
+import copy
 import functools
 import hashlib
 import json
@@ -260,6 +261,21 @@ def attach_adapter(model: PreTrainedModel, adapter: str) -> PeftModel:
         )
     peft_model.eval()
     return peft_model
+
+
+def merged_copy(model: PreTrainedModel, adapter: str) -> PreTrainedModel | None:
+    """Return a copy of `model` with an adapter added into its weights; `None` for a kind that cannot be merged.
+
+    See `attach_adapter` for what is raised.
+    """
+    adapted = attach_adapter(copy.deepcopy(model), adapter)
+    try:
+        merged: PreTrainedModel = adapted.merge_and_unload(safe_merge=True)
+    except (AttributeError, ValueError, NotImplementedError) as error:
+        logger.info("%s: cannot be merged (%s); it is switched on and off instead", adapter, _first_line(error))
+        return None
+    merged.eval()
+    return merged
 
 
 def context_length(config: PreTrainedConfig) -> int | None:

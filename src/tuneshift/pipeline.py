@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from tuneshift.config import LoadedConfig
-from tuneshift.criteria import Criterion, calibrate_tau, decide
+from tuneshift.criteria import Criterion, calibrate_tau, decide, may_keep
 from tuneshift.datafiles import Seed
 from tuneshift.dataset import kept_rows, pairs, read_rows
 from tuneshift.distill import distill
@@ -105,7 +105,7 @@ class Synthesis:
     `fits` tells whether a prompt leaves room for a response, and `learnable` whether the target can read a prompt with
     its response; `held_out` are prompts that must not be trained on. With
     `calibration`, the first round has at least that many candidates, and the tau that keeps the wanted share of them
-    is frozen for the run.
+    is frozen for the run. B answers where F's response could still be kept, or everywhere with `complete_scores`.
     """
 
     source: Source
@@ -117,6 +117,7 @@ class Synthesis:
     learnable: Callable[[str, str], bool]
     criterion: Criterion
     calibration: int | None
+    complete_scores: bool
     decoding: Decoding
     limits: Limits
     calls_per_round: int
@@ -157,15 +158,20 @@ class Synthesis:
         new = [candidate for call in calls for candidate in screen.sift(call, self.generator.parse(call))]
 
         # 3) Both models answer, and F scores both answers (section 3.2, eq. 2 to 4).
+        criterion = self.criterion.with_tau(rounds[0].tau) if rounds else self.criterion
+        calibrating = self.calibration is not None and not rounds
         fresh = {candidate.id: candidate.prompt for candidate in new if candidate.reason == UNANSWERED}
-        answers = self.source.answer(fresh, decoding=self.decoding, run_seed=self.run_seed)
+        answers = self.source.answer(
+            fresh,
+            decoding=self.decoding,
+            run_seed=self.run_seed,
+            worth=lambda y_f: self.complete_scores or calibrating or may_keep(y_f, criterion),
+        )
         new = [replace(c, y_f=answers[c.id].y_f, y_b=answers[c.id].y_b) if c.id in answers else c for c in new]
 
         # 4) The criterion keeps what F is sure of and B would not have said.
-        criterion = self.criterion
-        if self.calibration is not None:
-            tau = rounds[0].tau if rounds else calibrate_tau(new[: self.calibration], criterion)
-            criterion = criterion.with_tau(tau if tau is not None else criterion.tau)
+        if calibrating:
+            criterion = criterion.with_tau(calibrate_tau(new[: self.calibration], criterion) or criterion.tau)
         new = [self.decided(candidate, criterion) for candidate in new]
 
         # 5) The round is committed whole; what it kept joins the pool.
@@ -207,6 +213,7 @@ def synthesis(loaded: LoadedConfig, inputs: Inputs, models: SynthesisModels) -> 
         learnable=models.learnable,
         criterion=criterion_of(loaded),
         calibration=calibration_of(loaded),
+        complete_scores=loaded.config.synthesis.complete_scores,
         decoding=answer_decoding(loaded),
         limits=limits_of(loaded),
         calls_per_round=loaded.config.synthesis.calls_per_round,

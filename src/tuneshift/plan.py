@@ -66,8 +66,7 @@ def plan(loaded: LoadedConfig, *, progress: Progress = SILENT) -> dict[str, Any]
     batch = distill_section.per_device_train_batch_size * distill_section.gradient_accumulation_steps
     steps = -(-config.synthesis.target_size // batch) * distill_section.num_train_epochs
     tokens = sum(call.generated_tokens for call in calls)
-    answered = [c for c in candidates if c.y_f and c.y_b]
-    tokens += sum(c.y_f.n_tokens + c.y_b.n_tokens for c in answered if c.y_f and c.y_b)
+    tokens += sum(response.n_tokens for c in candidates for response in (c.y_f, c.y_b) if response is not None)
     return {
         "checks": asdict(checks),
         "probe": {"candidates": len(candidates), "kept": len(kept), "seconds": seconds},

@@ -24,6 +24,7 @@ from tuneshift.models import (
     free_memory,
     load_causal_lm,
     load_tokenizer,
+    merged_copy,
     vocabulary_size,
 )
 from tuneshift.run.records import FinishReason
@@ -77,9 +78,17 @@ class HfEngine:
         second = load_causal_lm(fine_tuned, load) if fine_tuned else None
         return cls(load_causal_lm(path, load), tokenizer, name=path, fine_tuned_model=second)
 
-    def attach(self, adapter: str) -> None:
-        """Add a PEFT adapter; from now on `fine_tuned=True` runs with it and `fine_tuned=False` without it."""
-        self._adapted = attach_adapter(self._base, adapter)
+    def attach(self, adapter: str, *, merge: bool | None = None) -> None:
+        """Add a PEFT adapter; from now on `fine_tuned=True` runs with it and `fine_tuned=False` without it.
+
+        With `merge` the fine-tuned side is a second copy of the weights with the adapter added in, where its kind
+        allows. That is the default on a CPU: there an adapter's small products take as long as the weights' own. On a
+        GPU one set of weights serves both sides.
+        """
+        if merge is None:
+            merge = self._base.device.type == "cpu"
+        self._fine_tuned = merged_copy(self._base, adapter) if merge else None
+        self._adapted = attach_adapter(self._base, adapter) if self._fine_tuned is None else None
         self._fine_tuned_name = adapter
 
     @property
@@ -133,6 +142,7 @@ class HfEngine:
             "engine": "hf",
             "model": self._name,
             "fine_tuned": self._fine_tuned_name,
+            "adapter": None if self._fine_tuned_name is None else "switched" if self._adapted else "merged",
             "device": str(self._base.device),
             "dtype": str(self._base.dtype).removeprefix("torch."),
             "architecture": type(self._base).__name__,

@@ -8,7 +8,7 @@ would otherwise keep nothing, or everything.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,10 +24,10 @@ CANARY_TOLERANCE = 1e-3  # nats; the base's two readings are the same computatio
 
 @dataclass(frozen=True)
 class Answers:
-    """Both responses to one prompt, scored under F."""
+    """The responses to one prompt, scored under F; `y_b` is `None` where B was not asked."""
 
     y_f: Response
-    y_b: Response
+    y_b: Response | None
 
 
 @dataclass(frozen=True)
@@ -50,26 +50,23 @@ class Source:
         self.substitute = substitute
         self.canary = canary
 
-    def answer(self, prompts: Mapping[str, str], *, decoding: Decoding, run_seed: int) -> dict[str, Answers]:
-        """Let F and B answer each prompt and score both answers under F.
+    def answer(
+        self,
+        prompts: Mapping[str, str],
+        *,
+        decoding: Decoding,
+        run_seed: int,
+        worth: Callable[[Response], bool] = lambda y_f: True,
+    ) -> dict[str, Answers]:
+        """Let F answer each prompt, and B where F's response is `worth` it; score the answers under F.
 
         `prompts` maps a candidate's id, which seeds the randomness of its answers, to its prompt.
         """
         if not prompts:
             return {}
-        encoded = [tuple(encode_prompt(self.engine.tokenizer, prompt)) for prompt in prompts.values()]
-        seeds = {role: [derive_seed(run_seed, role, name) for name in prompts] for role in ("y_f", "y_b")}
-        by_f = self.engine.generate(encoded, seeds=seeds["y_f"], decoding=decoding, fine_tuned=True)
-        if self.substitute is None:
-            by_b = self.engine.generate(encoded, seeds=seeds["y_b"], decoding=decoding, fine_tuned=False)
-        else:
-            own = [tuple(encode_prompt(self.substitute.tokenizer, prompt)) for prompt in prompts.values()]
-            by_b = self.substitute.generate(own, seeds=seeds["y_b"], decoding=decoding, fine_tuned=False)
-            # Another tokenizer wrote y_b: both take the path through text, so both suffer the same re-encoding.
-            by_f, by_b = ([self._reencoded(c) for c in side] for side in (by_f, by_b))
-        scored_f = self._scored(encoded, by_f, own=True)
-        scored_b = self._scored(encoded, by_b, own=False)
-        return {name: Answers(y_f=f, y_b=b) for name, f, b in zip(prompts, scored_f, scored_b, strict=True)}
+        y_f = self._answers_of_f(prompts, decoding, run_seed)
+        y_b = self._answers_of_b({name: prompts[name] for name in prompts if worth(y_f[name])}, decoding, run_seed)
+        return {name: Answers(y_f=y_f[name], y_b=y_b.get(name)) for name in prompts}
 
     def engines(self) -> list[Engine]:
         """Return the engines behind F and B."""
@@ -84,6 +81,27 @@ class Source:
         """Free the weights."""
         for engine in self.engines():
             engine.close()
+
+    def _answers_of_f(self, prompts: Mapping[str, str], decoding: Decoding, run_seed: int) -> dict[str, Response]:
+        encoded = [tuple(encode_prompt(self.engine.tokenizer, prompt)) for prompt in prompts.values()]
+        seeds = [derive_seed(run_seed, "y_f", name) for name in prompts]
+        written = self.engine.generate(encoded, seeds=seeds, decoding=decoding, fine_tuned=True)
+        if self.substitute is not None:  # y_b will take the path through text: both suffer the same re-encoding
+            written = [self._reencoded(completion) for completion in written]
+        return dict(zip(prompts, self._scored(encoded, written, own=True), strict=True))
+
+    def _answers_of_b(self, prompts: Mapping[str, str], decoding: Decoding, run_seed: int) -> dict[str, Response]:
+        if not prompts:
+            return {}
+        writer = self.substitute or self.engine
+        own = [tuple(encode_prompt(writer.tokenizer, prompt)) for prompt in prompts.values()]
+        seeds = [derive_seed(run_seed, "y_b", name) for name in prompts]
+        written = writer.generate(own, seeds=seeds, decoding=decoding, fine_tuned=False)
+        encoded = own
+        if self.substitute is not None:
+            written = [self._reencoded(completion) for completion in written]
+            encoded = [tuple(encode_prompt(self.engine.tokenizer, prompt)) for prompt in prompts.values()]
+        return dict(zip(prompts, self._scored(encoded, written, own=False), strict=True))
 
     def _reencoded(self, completion: Completion) -> Completion:
         ids = tuple(encode_response(self.engine.tokenizer, completion.text))

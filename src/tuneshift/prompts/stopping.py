@@ -51,9 +51,9 @@ def diagnosis(candidates: Sequence[Candidate], *, tau: float) -> str:
     """Return what became of the candidates and what to change, for a loop that kept nothing."""
     counts = Counter(candidate.reason for candidate in candidates)
     listed = ", ".join(f"{reason} {count}" for reason, count in counts.most_common())
+    unsure = f"F is not confident: raise criterion.tau (now {tau:g}), or use synthesis.decoding: greedy"
     advice = {
-        "high-high": f"F is not confident: raise criterion.tau (now {tau:g}), or use synthesis.decoding: greedy",
-        "high-low": f"F is not confident: raise criterion.tau (now {tau:g}), or use synthesis.decoding: greedy",
+        **dict.fromkeys(("high-high", "high-low", "high-unscored"), unsure),
         "low-low": "F and B agree: the prompts miss what the adapter knows; look at the seeds and at the prompts "
         "with `tuneshift show`",
         "y_f hit max_new_tokens": "responses do not end: set synthesis.stop or raise synthesis.max_new_tokens",
