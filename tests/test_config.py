@@ -84,7 +84,7 @@ def test_the_smallest_complete_file_loads_with_the_papers_defaults(tmp_path: Pat
         "target": {"model": "org/target"},
         "generator": {
             "kind": "few_shot", "model": "base", "instruction": "Requests to a voice assistant.", "temperature": 1.0,
-            "top_p": 1.0, "top_k": 0, "max_new_tokens": 64,
+            "top_p": 1.0, "top_k": 0, "max_new_tokens": 64, "api": None,
         },
         "seeds": str(tmp_path / "seeds.jsonl"),
         "prompt_template": "Request: {text}\nIntent:",
@@ -586,7 +586,8 @@ CHANGES = {
     "source.substitute_base": "org/other", "source.same_base": "true", "target.model": "org/other",
     "generator.kind": "chat", "generator.model": "target", "generator.instruction": "Other.",
     "generator.temperature": "0.7", "generator.top_p": "0.9", "generator.top_k": "50",
-    "generator.max_new_tokens": "65", "seeds": "other.jsonl", "prompt_template": "'Q: {text}'",
+    "generator.max_new_tokens": "65", "generator.api": "{model: other}", "seeds": "other.jsonl",
+    "prompt_template": "'Q: {text}'",
     "synthesis.target_size": "251", "synthesis.demos": "4", "synthesis.per_call": "10",
     "synthesis.calls_per_round": "3", "synthesis.decoding": "greedy", "synthesis.max_new_tokens": "17",
     "synthesis.complete_scores": "true",
@@ -600,7 +601,11 @@ CHANGES = {
     "evaluation.pattern": "x+", "evaluation.max_new_tokens": "9", "evaluation.stop": "['###']", "run.seed": "1",
     "run.device": "cpu", "run.dtype": "float32", "run.trust_remote_code": "true",
 }  # fmt: skip
-ALSO = {"source.model": ["source.adapter=null"], "evaluation.pattern": ["evaluation.metric=regex"]}
+ALSO = {
+    "source.model": ["source.adapter=null"],
+    "evaluation.pattern": ["evaluation.metric=regex"],
+    "generator.api": ["generator.kind=chat"],
+}
 
 
 @pytest.mark.parametrize("key", CHANGES)

@@ -262,10 +262,21 @@ def _plan_lines(estimate: dict[str, Any]) -> list[str]:
         f"keep rate: {estimate['keep_rate']:.0%} (95 % interval {interval['low']:.0%} to {interval['high']:.0%})",
         f"candidates needed: {needed if needed is not None else 'n/a (' + estimate['note'] + ')'}",
         f"synthesis: {f'about {seconds:.0f} s, {tokens} generated tokens' if seconds is not None else 'n/a'}",
+        *_api_lines(estimate["generator_usage"]),
         f"training: about {estimate['training_seconds']:.0f} s for {estimate['training_steps']} steps",
         f"evaluation: {'n/a (no questions)' if evaluation is None else f'about {evaluation:.0f} s'}",
         f"peak memory so far: {estimate['peak_memory_bytes'] / 2**30:.1f} GiB",
     ]
+
+
+def _api_lines(usage: dict[str, float | None] | None) -> list[str]:
+    if usage is None:
+        return []
+    prompt, written, cost = usage["prompt_tokens"], usage["completion_tokens"], usage["cost"]
+    if prompt is None or written is None:
+        return ["generator's API: n/a"]
+    price = "no prices are configured" if cost is None else f"cost {cost:.4g} in the currency of the prices"
+    return [f"generator's API: about {prompt:.0f} prompt tokens and {written:.0f} written tokens; {price}"]
 
 
 def _show_verdict(verdict: dict[str, Any], path: Path, as_json: bool) -> None:

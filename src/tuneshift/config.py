@@ -23,7 +23,6 @@ from pydantic import (
     AfterValidator,
     BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     ValidationError,
     ValidationInfo,
@@ -31,6 +30,7 @@ from pydantic import (
 )
 from pydantic.fields import FieldInfo
 
+from tuneshift.apisection import ApiSection, Section
 from tuneshift.configfile import apply_override, expand_variables, read_mapping
 from tuneshift.errors import ConfigError
 
@@ -58,12 +58,6 @@ def _generator_model(value: str, info: ValidationInfo) -> str:
 
 PathText = Annotated[str, AfterValidator(_from_folder)]
 ModelText = Annotated[str, AfterValidator(_path_or_hub_id)]
-
-
-class Section(BaseModel):
-    """Base of all sections: unknown keys are errors, values do not change after loading."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
 
 
 class SourceSection(Section):
@@ -112,6 +106,17 @@ class GeneratorSection(Section):
     top_p: float = Field(1.0, gt=0, le=1, description="Nucleus of the sampling, as probability mass.")
     top_k: int = Field(0, ge=0, description="Sample among this many most likely tokens; 0 is all.")
     max_new_tokens: int = Field(64, ge=1, description="Length limit of one new prompt, in tokens.")
+    api: ApiSection | None = Field(
+        None, description="A model behind an API writes, with `kind: chat`, instead of `model`; null: `model` does."
+    )
+
+    @model_validator(mode="after")
+    def _api_speaks_chat(self) -> GeneratorSection:
+        if self.api is not None and (self.kind != "chat" or self.top_k != 0):
+            raise ValueError(
+                "`api` speaks chat completions: set kind: chat, and leave top_k at 0, which they do not know"
+            )
+        return self
 
 
 class SynthesisSection(Section):
@@ -265,11 +270,7 @@ class LoadedConfig:
     def settings(self) -> dict[str, Any]:
         """Return every setting, defaults included, as written: what came from a variable stays the variable's name."""
         settings: dict[str, Any] = self.config.model_dump(mode="json")
-        for key, value in self.raw.items():
-            if isinstance(settings.get(key), dict) and isinstance(value, dict):
-                settings[key] |= value
-            elif not isinstance(settings.get(key), dict):
-                settings[key] = value
+        _overlay(settings, self.raw)
         return settings
 
 
@@ -299,8 +300,20 @@ def check_config(
         raise ConfigError(f"{shown_as}: {len(lines)} error(s) in the configuration:\n" + "\n".join(lines)) from None
     relevant = config.model_dump(mode="json")
     relevant["run"].pop("dir")
+    api = relevant["generator"].pop("api")
+    if api is not None:
+        relevant["generator"]["api"] = {key: api[key] for key in ("base_url", "model")}
     fingerprint = hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()
     return LoadedConfig(config=config, raw=merged, folder=folder, name=name, fingerprint=fingerprint)
+
+
+def _overlay(settings: dict[str, Any], raw: Mapping[str, Any]) -> None:
+    """Put what was written over the settings; a section that was written as a name alone stays a section."""
+    for key, value in raw.items():
+        if isinstance(settings.get(key), dict) and isinstance(value, dict):
+            _overlay(settings[key], value)
+        elif not isinstance(settings.get(key), dict):
+            settings[key] = value
 
 
 def section_class(field: FieldInfo) -> type[BaseModel] | None:
@@ -330,11 +343,13 @@ def _describe(keys: tuple[str, ...], problem: Any, raw: Mapping[str, Any]) -> st
     """Return one line for an error: key, problem, the value as it was written, for an unknown key the nearest one."""
     where = ".".join(keys) or "configuration"
     if problem["type"] == "extra_forbidden":
-        section = Config if len(keys) == 1 else section_class(Config.model_fields[keys[0]]) or Config
+        section: type[BaseModel] = Config
+        for key in keys[:-1]:
+            section = section_class(section.model_fields[key]) or section
         known = list(section.model_fields)
         near = difflib.get_close_matches(keys[-1], known, n=1, cutoff=0.0)[0]
         return f"  {where}: unknown key; did you mean `{near}`? Known keys: {', '.join(known)}"
-    written: Any = raw
+    written: Any = raw if keys[-1:] != ("api_key",) else None  # it may be a key after all
     for key in keys:
         written = written.get(key) if isinstance(written, Mapping) else None
     message = str(problem["msg"]).removeprefix("Value error, ")

@@ -96,13 +96,14 @@ def apply_override(merged: dict[str, Any], override: str) -> None:
 
 
 def expand_variables(value: Any, *, shown_as: str) -> Any:
-    """Return `value` with each `${VAR}` replaced by the environment's value.
+    """Return `value` with each `${VAR}` replaced by the environment's value; an `api_key` stays the variable's name.
 
     Raises:
         ConfigError: a variable is not set.
     """
     if isinstance(value, dict):
-        return {key: expand_variables(inner, shown_as=shown_as) for key, inner in value.items()}
+        # A key is read when a request is made: nothing that is printed or stored ever holds it.
+        return {k: v if k == "api_key" else expand_variables(v, shown_as=shown_as) for k, v in value.items()}
     if isinstance(value, list):
         return [expand_variables(inner, shown_as=shown_as) for inner in value]
     if not isinstance(value, str):

@@ -5,6 +5,7 @@
     · ConfigError           the YAML file or a `--set` override
     · DataError             a seed, evaluation or prompt file
     · ModelError            a model, adapter or tokenizer
+    · GeneratorError        the prompt generator's API: it refuses, keeps failing, or the budget is reached
     · RunDirectoryError     a run directory: missing, in use, damaged
     · NothingKeptError      the criterion kept no candidate; carries the diagnosis
   * ResumeRefused           exit 4: the run directory belongs to another configuration
@@ -34,6 +35,10 @@ class DataError(UserError):
 
 class ModelError(UserError):
     """A model, adapter or tokenizer cannot be used as asked."""
+
+
+class GeneratorError(UserError):
+    """The prompt generator's API refuses or keeps failing, or the budget is reached; what was paid for is kept."""
 
 
 class RunDirectoryError(UserError):

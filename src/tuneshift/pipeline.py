@@ -26,6 +26,7 @@ from tuneshift.evaluate.evidence import gather_evidence
 from tuneshift.preflight import Inputs, read_inputs
 from tuneshift.progress import SILENT, Progress
 from tuneshift.prompts.generators import PoolItem, PromptGenerator
+from tuneshift.prompts.hosted import HostedGenerator
 from tuneshift.prompts.screening import UNANSWERED, Screen
 from tuneshift.prompts.stopping import Limits, diagnosis, next_calls, stop_reason
 from tuneshift.report.card import write_model_card
@@ -42,6 +43,7 @@ from tuneshift.wiring import (
     calibration_of,
     criterion_of,
     evidence_settings,
+    generator_usage,
     limits_of,
     named_models,
     synthesis_models,
@@ -90,7 +92,7 @@ def transfer(loaded: LoadedConfig, run: RunDirectory, *, progress: Progress = SI
         with timed(ledger, "evaluate"):
             settings = evidence_settings(loaded, inputs, run.adapter)
             verdict = gather_evidence(run.evaluation, progress=progress, **settings)
-        verdict |= {"criterion": criterion.name, "trained_pairs": len(rows), **what_it_took(ledger)}
+        verdict |= {"criterion": criterion.name, "trained_pairs": len(rows), **what_it_took(loaded, ledger)}
         write_json(run.verdict, verdict)
 
         # 6) Report, and last of all the manifest that vouches for every file.
@@ -109,7 +111,7 @@ class Synthesis:
     """
 
     source: Source
-    generator: PromptGenerator
+    generator: PromptGenerator | HostedGenerator
     seeds: Sequence[Seed]
     template: str | None
     held_out: Sequence[str]
@@ -196,7 +198,7 @@ class Synthesis:
             n_calls = max(n_calls, -(-self.calibration // self.generator.per_call))
         pool = [PoolItem(seed.id, seed.text) for seed in self.seeds]
         pool += [PoolItem(candidate.id, candidate.text) for candidate in candidates if candidate.kept]
-        calls = self.generator.write(pool, round_index=index, calls=n_calls)
+        calls = self.generator.write(pool, round_index=index, calls=n_calls, ledger=ledger)
         ledger.record_calls(calls)
         return calls
 
@@ -243,8 +245,8 @@ def distill_run(loaded: LoadedConfig, run: RunDirectory, progress: Progress) -> 
     write_json(run.training, asdict(summary))
 
 
-def what_it_took(ledger: Ledger) -> dict[str, Any]:
-    """Return the verdict's counts, seconds by stage and peak memory."""
+def what_it_took(loaded: LoadedConfig, ledger: Ledger) -> dict[str, Any]:
+    """Return the verdict's counts, seconds by stage, the API's tokens and cost, and peak memory."""
     candidates, rounds = ledger.candidates(), ledger.rounds()
     return {
         "kept": sum(candidate.kept for candidate in candidates),
@@ -254,6 +256,7 @@ def what_it_took(ledger: Ledger) -> dict[str, Any]:
         "tau": rounds[-1].tau if rounds else None,
         "stop_reason": ledger.meta("stop_reason"),
         "seconds": ledger.seconds(),
+        "generator_usage": generator_usage(loaded, ledger),
         **ledger.peaks(("peak_memory_bytes", "peak_cuda_memory_bytes")),
     }
 

@@ -21,7 +21,14 @@ from tuneshift.progress import SILENT, Progress
 from tuneshift.prompts.stopping import Limits
 from tuneshift.run.ledger import Ledger
 from tuneshift.run.usage import peak_memory
-from tuneshift.wiring import SynthesisModels, answer_decoding, evaluation_limit, synthesis_models, training_settings
+from tuneshift.wiring import (
+    SynthesisModels,
+    answer_decoding,
+    evaluation_limit,
+    generator_usage,
+    synthesis_models,
+    training_settings,
+)
 
 PROBE = 20  # candidates, as one call of the paper's
 REHEARSAL_STEPS = 2
@@ -53,7 +60,7 @@ def plan(loaded: LoadedConfig, *, progress: Progress = SILENT) -> dict[str, Any]
             seconds = time.monotonic() - started
             per_answer = _answer_seconds(loaded, inputs, models)
             checks = models.checks
-        candidates, calls = ledger.candidates(), ledger.calls()
+        candidates, calls, usage = ledger.candidates(), ledger.calls(), generator_usage(loaded, ledger)
         kept = [candidate for candidate in candidates if candidate.kept]
         learnt = pairs(kept_rows(candidates, target_size=PROBE, count_eos=False)) or [
             Pair(s.prompt, s.response or ".") for s in inputs.seeds
@@ -76,12 +83,21 @@ def plan(loaded: LoadedConfig, *, progress: Progress = SILENT) -> dict[str, Any]
         "candidates_needed": needed,
         "synthesis_seconds": seconds / len(candidates) * needed if needed else None,
         "generated_tokens": round(tokens / len(candidates) * needed) if needed else None,
+        "generator_usage": _expected(usage, needed / len(candidates) if needed else None),
         "training_steps": steps,
         "training_seconds": per_step * steps,
         "evaluation_seconds": None if per_answer is None else per_answer * len(inputs.items) * ARMS,
         **peak_memory(),
         "note": None if kept else "the probe kept nothing, so how many candidates are needed is unknown",
     }
+
+
+def _expected(usage: dict[str, Any] | None, factor: float | None) -> dict[str, float | None] | None:
+    """Return the tokens and the cost of the generator's API for the whole run; `None` for a local generator."""
+    if usage is None:
+        return None
+    known = {key: usage[key] for key in ("prompt_tokens", "completion_tokens", "cost")}
+    return {key: None if factor is None or value is None else value * factor for key, value in known.items()}
 
 
 def _answer_seconds(loaded: LoadedConfig, inputs: Inputs, models: SynthesisModels) -> float | None:

@@ -67,7 +67,7 @@ def read_inputs(config: Config, *, folder: Path) -> Inputs:
     ):
         if reference is not None:
             resolve_model(reference)
-    if config.generator.model not in ("source", "base", "target"):
+    if config.generator.api is None and config.generator.model not in ("source", "base", "target"):
         resolve_model(config.generator.model)
     if config.source.adapter is not None:
         adapter = resolve_adapter(config.source.adapter)

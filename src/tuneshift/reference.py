@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from typing import Any
 
@@ -20,16 +21,23 @@ def configuration_reference() -> str:
         "## Top level",
         _table(top),
     ]
-    for name, field in Config.model_fields.items():
-        section = section_class(field)
-        if section is not None:
-            parts += [f"## {name}", (section.__doc__ or "").strip(), _table(section.model_fields)]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(parts + _sections(Config.model_fields, "")) + "\n"
 
 
 def configuration_schema() -> dict[str, Any]:
     """Return the JSON Schema of a configuration file."""
     return Config.model_json_schema()
+
+
+def _sections(fields: dict[str, FieldInfo], prefix: str) -> list[str]:
+    """Return a heading, a description and a table for each section, the sections inside it behind it."""
+    parts: list[str] = []
+    for name, field in fields.items():
+        section = section_class(field)
+        if section is not None:
+            parts += [f"## {prefix}{name}", inspect.cleandoc(section.__doc__ or ""), _table(section.model_fields)]
+            parts += _sections(section.model_fields, f"{prefix}{name}.")
+    return parts
 
 
 def _table(fields: dict[str, FieldInfo]) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,9 @@ from tuneshift.config import Config, LoadedConfig
 from tuneshift.criteria import Criterion
 from tuneshift.datafiles import Seed
 from tuneshift.distill import TrainingSettings, inspect_target
+from tuneshift.engines.api import ApiSettings, read_secret
 from tuneshift.engines.base import Decoding, Engine
+from tuneshift.engines.dispatch import HostedModel, cost
 from tuneshift.engines.hf import HfEngine
 from tuneshift.engines.source import Source, open_source
 from tuneshift.evaluate.evidence import Questions
@@ -24,7 +26,9 @@ from tuneshift.models import LoadOptions, resolve_adapter, resolve_model
 from tuneshift.preflight import Inputs, ModelChecks, check_models, objection
 from tuneshift.progress import Progress
 from tuneshift.prompts.generators import PromptGenerator
+from tuneshift.prompts.hosted import HostedGenerator
 from tuneshift.prompts.stopping import Limits
+from tuneshift.run.ledger import Ledger
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,7 @@ class SynthesisModels:
     """
 
     source: Source
-    generator: PromptGenerator
+    generator: PromptGenerator | HostedGenerator
     fits: Callable[[str], bool]
     learnable: Callable[[str, str], bool]
     checks: ModelChecks
@@ -45,6 +49,10 @@ class SynthesisModels:
 def synthesis_models(loaded: LoadedConfig, inputs: Inputs, progress: Progress) -> Iterator[SynthesisModels]:
     """Open F, B and G, check them against the user's files, and free them at the end."""
     config = loaded.config
+    seed_texts = [seed.text for seed in inputs.seeds]
+    hosted = hosted_generator(loaded, progress)
+    if hosted is not None:
+        hosted.check(seed_texts)  # before any weights are read
     progress.note(f"Checking the target: {config.target.model}")
     target = inspect_target(training_settings(loaded))
     progress.note(f"Loading the source: {config.source.base} with {config.source.adapter or config.source.model}")
@@ -63,12 +71,13 @@ def synthesis_models(loaded: LoadedConfig, inputs: Inputs, progress: Progress) -
         progress.note(f"The adapter acts: it moves a seed token's log-probability by {checks.adapter_effect:.2f} nats")
         for warning in checks.warnings:
             progress.note(f"Warning: {warning}")
-        if config.generator.model not in ("source", "base"):
+        if hosted is None and config.generator.model not in ("source", "base"):
             own = config.target.model if config.generator.model == "target" else config.generator.model
             progress.note(f"Loading the prompt generator: {own}")
             engine = HfEngine.open(resolve_model(own), load=load_options(loaded))
-        generator = prompt_generator(loaded, engine)
-        generator.check([seed.text for seed in inputs.seeds])
+        generator = hosted or prompt_generator(loaded, engine)
+        if hosted is None:
+            generator.check(seed_texts)
         room = config.synthesis.max_new_tokens
         yield SynthesisModels(
             source=source,
@@ -100,21 +109,52 @@ def open_run_source(loaded: LoadedConfig, seeds: Sequence[Seed], *, substitute: 
 def prompt_generator(loaded: LoadedConfig, engine: Engine) -> PromptGenerator:
     """Return the configured generator on an opened engine."""
     section, synthesis = loaded.config.generator, loaded.config.synthesis
-    items = synthesis.per_call if section.kind == "chat" else 1  # a chat model writes all of a call in one text
     return PromptGenerator(
         engine=engine,
         kind=section.kind,
         instruction=section.instruction,
         demos=synthesis.demos,
         per_call=synthesis.per_call,
-        decoding=Decoding(
-            temperature=section.temperature,
-            top_p=section.top_p,
-            top_k=section.top_k,
-            max_new_tokens=section.max_new_tokens * items,
-        ),
+        decoding=_generator_decoding(loaded),
         run_seed=loaded.config.run.seed,
         fine_tuned=section.model == "source",
+    )
+
+
+def hosted_generator(loaded: LoadedConfig, progress: Progress) -> HostedGenerator | None:
+    """Return the generator behind an API, `None` where the configuration names none; see `read_secret` for the key."""
+    section = loaded.config.generator.api
+    if section is None:
+        return None
+    key = read_secret(section.api_key, setting="generator.api.api_key")
+    return HostedGenerator(
+        model=HostedModel(ApiSettings(**section.model_dump() | {"api_key": key}), note=progress.note),
+        instruction=loaded.config.generator.instruction,
+        demos=loaded.config.synthesis.demos,
+        per_call=loaded.config.synthesis.per_call,
+        decoding=_generator_decoding(loaded),
+        run_seed=loaded.config.run.seed,
+    )
+
+
+def generator_usage(loaded: LoadedConfig, ledger: Ledger) -> dict[str, Any] | None:
+    """Return what the requests to the generator's API took, with the cost; `None` for a local generator."""
+    section = loaded.config.generator.api
+    if section is None:
+        return None
+    usage = ledger.usage()
+    spent = cost(ApiSettings(**section.model_dump()), usage.prompt_tokens, usage.completion_tokens)
+    return {**asdict(usage), "cost": spent}
+
+
+def _generator_decoding(loaded: LoadedConfig) -> Decoding:
+    section, synthesis = loaded.config.generator, loaded.config.synthesis
+    items = synthesis.per_call if section.kind == "chat" else 1  # a chat model writes all of a call in one text
+    return Decoding(
+        temperature=section.temperature,
+        top_p=section.top_p,
+        top_k=section.top_k,
+        max_new_tokens=section.max_new_tokens * items,
     )
 
 
@@ -189,7 +229,7 @@ def evaluation_limit(config: Config) -> int:
 
 
 def named_models(loaded: LoadedConfig) -> dict[str, dict[str, str]]:
-    """Return each model of the run by role: what the configuration calls it, and the path it was loaded from."""
+    """Return each model of the run by role: what the configuration calls it, and its path or address."""
     config = loaded.config
     alias = {"source": config.source.model or config.source.base, "base": config.source.base}
     alias["target"] = config.target.model
@@ -201,12 +241,16 @@ def named_models(loaded: LoadedConfig) -> dict[str, dict[str, str]]:
         "target.model": config.target.model,
         "generator.model": alias.get(config.generator.model, config.generator.model),
     }
+    api = config.generator.api
+    if api is not None:
+        named["generator.model"] = None
     resolve = {"source.adapter": resolve_adapter}
-    return {
+    found = {
         role: {"reference": reference, "path": resolve.get(role, resolve_model)(reference)}
         for role, reference in named.items()
         if reference is not None
     }
+    return found if api is None else found | {"generator.api": {"reference": api.model, "path": api.base_url}}
 
 
 def training_settings(loaded: LoadedConfig) -> TrainingSettings:

@@ -17,6 +17,7 @@ from tuneshift.encoding import encode_prompt
 from tuneshift.engines.base import Decoding, Engine, derive_seed
 from tuneshift.errors import ModelError
 from tuneshift.prompts.parsing import drop_truncated, parse_list
+from tuneshift.run.ledger import Ledger
 from tuneshift.run.records import GeneratorCall
 
 
@@ -60,14 +61,12 @@ class PromptGenerator:
                 "generator.max_new_tokens, or use another generator."
             )
 
-    def write(self, pool: Sequence[PoolItem], *, round_index: int, calls: int) -> list[GeneratorCall]:
-        """Make `calls` generator calls and return them with their raw text."""
+    def write(
+        self, pool: Sequence[PoolItem], *, round_index: int, calls: int, ledger: Ledger | None = None
+    ) -> list[GeneratorCall]:
+        """Make `calls` generator calls and return them with their raw text; a local model needs no `ledger` for it."""
         started = time.monotonic()
-        plans = []
-        for index in range(calls):
-            call_id = f"r{round_index:04d}-c{index:03d}"
-            rng = random.Random(derive_seed(self.run_seed, "demos", call_id))
-            plans.append((call_id, rng.sample(pool, min(self.demos, len(pool)))))
+        plans = draw_demos(pool, round_index=round_index, calls=calls, demos=self.demos, run_seed=self.run_seed)
         between = separator([item.text for item in pool])
         prompts = [self._prompt([item.text for item in demos], between) for _, demos in plans]
         decoding = replace(self.decoding, stop=(between,)) if self.kind == "few_shot" else self.decoding
@@ -102,8 +101,7 @@ class PromptGenerator:
         if self.kind == "few_shot":
             # A continuation that hit the length limit may be half a sentence.
             return [raw.strip() if done else None for raw, done in zip(call.raw, call.finished, strict=True)]
-        texts = drop_truncated(parse_list(call.raw[0], asked=self.per_call), finished=call.finished[0])
-        return [*texts, *[None] * (self.per_call - len(texts))]
+        return chat_texts(call, asked=self.per_call)
 
     def _prompt(self, texts: Sequence[str], between: str) -> tuple[str, list[int]]:
         tokenizer = self.engine.tokenizer
@@ -120,6 +118,21 @@ class PromptGenerator:
         prompt = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
         # The template writes its own special tokens; the tokenizer must not add a second BOS.
         return prompt, list(tokenizer(prompt, add_special_tokens=False)["input_ids"])
+
+
+def draw_demos(
+    pool: Sequence[PoolItem], *, round_index: int, calls: int, demos: int, run_seed: int
+) -> list[tuple[str, list[PoolItem]]]:
+    """Return each call's id with the examples that it shows, drawn by that id alone."""
+    ids = [f"r{round_index:04d}-c{index:03d}" for index in range(calls)]
+    size = min(demos, len(pool))
+    return [(i, random.Random(derive_seed(run_seed, "demos", i)).sample(pool, size)) for i in ids]
+
+
+def chat_texts(call: GeneratorCall, *, asked: int) -> list[str | None]:
+    """Return the items of a chat model's list, and `None` for each that is missing of the `asked` ones."""
+    texts = drop_truncated(parse_list(call.raw[0], asked=asked), finished=call.finished[0])
+    return [*texts, *[None] * (asked - len(texts))]
 
 
 def few_shot_prompt(texts: Sequence[str], *, between: str, instruction: str | None) -> str:

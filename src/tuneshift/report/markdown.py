@@ -88,6 +88,18 @@ def _selection(verdict: dict[str, Any]) -> str:
         f"## Candidates\n\n{n} candidates in {verdict['rounds']} rounds; {verdict['stop_reason']}; "
         f"criterion {verdict['criterion']}, tau = {verdict['tau']:g}.\n\n"
         + markdown_table(["outcome", "candidates", "share"], rows)
+        + _api_usage(verdict.get("generator_usage"))
+    )
+
+
+def _api_usage(usage: dict[str, Any] | None) -> str:
+    if usage is None:
+        return ""
+    price = "" if usage["cost"] is None else f", at a cost of {usage['cost']:.4g} in the currency of the prices"
+    return (
+        f"\n\nThe generator's API counted {usage['prompt_tokens']:,} prompt tokens and {usage['completion_tokens']:,} "
+        f"written ones in {usage['requests']:,} requests{price}. {usage['unreported']} more may have been charged "
+        "without a count."
     )
 
 

@@ -18,7 +18,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from tuneshift.errors import RunDirectoryError
-from tuneshift.run.records import Candidate, GeneratorCall
+from tuneshift.run.records import Candidate, GeneratorCall, Usage
 
 APPLICATION_ID = 0x54534B44  # "TSKD"
 SCHEMA_VERSION = 1
@@ -41,6 +41,16 @@ CREATE TABLE responses (
 );
 CREATE TABLE stage_seconds (stage TEXT NOT NULL, seconds REAL NOT NULL);
 """
+REQUESTS = """
+CREATE TABLE IF NOT EXISTS requests (
+    number INTEGER PRIMARY KEY, call_id TEXT NOT NULL, prompt_reserved INTEGER NOT NULL,
+    completion_reserved INTEGER NOT NULL, status INTEGER, problem TEXT, seconds REAL,
+    prompt_tokens INTEGER AS (CASE WHEN json_valid(body) THEN json_extract(body, '$.usage.prompt_tokens') END) STORED,
+    completion_tokens INTEGER
+        AS (CASE WHEN json_valid(body) THEN json_extract(body, '$.usage.completion_tokens') END) STORED,
+    body TEXT
+)
+"""  # apart from SCHEMA, so that a run that was started before there were requests can go on
 
 
 @dataclass(frozen=True)
@@ -111,6 +121,40 @@ class Ledger:
                     for c in calls
                 ],
             )
+
+    def begin_request(self, call_id: str, prompt_bound: int, completion_bound: int) -> int:
+        """Note a request to an API before it leaves, with the most tokens that it may take; return its number."""
+        with self._transaction():
+            row = (call_id, prompt_bound, completion_bound)
+            columns = "call_id, prompt_reserved, completion_reserved"
+            return int(self._db.execute(f"INSERT INTO requests ({columns}) VALUES (?, ?, ?)", row).lastrowid or 0)
+
+    def end_request(
+        self, number: int, status: int | None, problem: str | None, seconds: float, body: str, charged: bool
+    ) -> None:
+        """Commit what came of a request, its raw body included, before anything is parsed."""
+        with self._transaction():
+            self._db.execute(
+                "UPDATE requests SET status = ?, problem = ?, seconds = ?, body = ?, prompt_reserved = "
+                "prompt_reserved * ?, completion_reserved = completion_reserved * ? WHERE number = ?",
+                (status, problem, seconds, body, charged, charged, number),
+            )
+
+    def bodies(self, call_id: str) -> list[str]:
+        """Return the raw bodies of a call's successful requests."""
+        where = "call_id = ? AND status BETWEEN 200 AND 299 ORDER BY number"
+        return [str(row[0]) for row in self._db.execute(f"SELECT body FROM requests WHERE {where}", (call_id,))]
+
+    def usage(self) -> Usage:
+        """Return what all requests to an API took."""
+        missing = "prompt_tokens IS NULL OR completion_tokens IS NULL"
+        row = self._db.execute(
+            f"SELECT count(*) AS requests, total(({missing}) AND prompt_reserved > 0) AS unreported, "
+            "total(prompt_tokens) AS prompt_tokens, total(completion_tokens) AS completion_tokens, "
+            "total(iif(prompt_tokens IS NULL, prompt_reserved, 0)) AS prompt_reserved, "
+            "total(iif(completion_tokens IS NULL, completion_reserved, 0)) AS completion_reserved FROM requests"
+        ).fetchone()
+        return Usage(**{key: int(value) for key, value in dict(row).items()})
 
     def record_round(self, summary: RoundSummary, candidates: Sequence[Candidate]) -> None:
         """Commit a whole round: all its candidates with responses and decisions, or nothing."""
@@ -213,6 +257,7 @@ class Ledger:
             )
         elif (application, version) != (APPLICATION_ID, SCHEMA_VERSION):
             raise sqlite3.DatabaseError(f"application {application:#x} version {version}, not a TuneShift ledger")
+        self._db.execute(REQUESTS)
         problems = self._db.execute("PRAGMA quick_check").fetchone()[0]
         if problems != "ok":
             raise sqlite3.DatabaseError(problems)

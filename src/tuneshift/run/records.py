@@ -65,6 +65,22 @@ class GeneratorCall:
 
 
 @dataclass(frozen=True)
+class Usage:
+    """What a run's requests to an API took.
+
+    `prompt_tokens` and `completion_tokens` are the server's own counts. `unreported` requests may have been charged
+    and brought no count (no answer in time, a torn body, a kill); the most that they took is reserved for them.
+    """
+
+    requests: int
+    unreported: int
+    prompt_tokens: int
+    completion_tokens: int
+    prompt_reserved: int
+    completion_reserved: int
+
+
+@dataclass(frozen=True)
 class Candidate:
     """A generated prompt, its two responses and what was decided about it.
 

@@ -1,0 +1,66 @@
+"""The configuration's `generator.api`: where a hosted prompt generator is, how it is asked, and what it may cost."""
+
+from __future__ import annotations
+
+import re
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from tuneshift.configfile import VARIABLE
+
+
+class Section(BaseModel):
+    """Base of all sections: unknown keys are errors, values do not change after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
+
+
+class ApiSection(Section):
+    """A hosted G, for example the paper's GPT-4o, behind any server that knows OpenAI's chat completions.
+
+    It sees seeds and kept prompts, never responses; `tuneshift plan` asks it once. Only `base_url` and `model` belong
+    to what a run is: the other settings may change when a stopped run is continued.
+    """
+
+    base_url: str = Field("https://api.openai.com/v1", description="Address, up to what precedes `/chat/completions`.")
+    model: str = Field("gpt-4o", min_length=1, description="The model's name on that server (paper: GPT-4o).")
+    api_key: str | None = Field(
+        None,
+        description="`${VARIABLE}` whose value is the key, for example `${OPENAI_API_KEY}`; it is read when the first "
+        "request is made and stored nowhere. null: no key, for a local server.",
+    )
+    limit_field: Literal["max_tokens", "max_completion_tokens"] = Field(
+        "max_tokens", description="What the server calls the length limit; OpenAI's reasoning models know the second."
+    )
+    concurrency: int = Field(
+        8, ge=1, description="Requests at the same time; a round has `synthesis.calls_per_round` to make."
+    )
+    requests_per_minute: float | None = Field(None, gt=0, description="Rate limit, evenly spaced; null: none.")
+    tokens_per_minute: float | None = Field(
+        None, gt=0, description="Rate limit; a request counts with the most tokens that it may take. null: none."
+    )
+    timeout: float = Field(60, gt=0, description="Seconds without a byte from the server after which to ask again.")
+    max_attempts: int = Field(10, ge=1, description="Attempts at one request before the run stops.")
+    max_tokens: int | None = Field(
+        None,
+        ge=1,
+        description="Budget of the run in tokens, prompts included; checked before each request. null: none.",
+    )
+    max_cost: float | None = Field(None, gt=0, description="Budget in the currency of the prices. null: none.")
+    price_per_million_input_tokens: float | None = Field(None, ge=0, description="Price of 1,000,000 prompt tokens.")
+    price_per_million_output_tokens: float | None = Field(None, ge=0, description="Price of 1,000,000 written tokens.")
+
+    @model_validator(mode="after")
+    def _usable(self) -> ApiSection:
+        if not re.fullmatch(r"https?://[^\s/?#@]+[^\s?#@]*", self.base_url):
+            raise ValueError("base_url must be http:// or https://, without a user name, `?` or `#`")
+        if self.api_key is not None and not VARIABLE.fullmatch(self.api_key):
+            raise ValueError(
+                "api_key must be a variable such as ${OPENAI_API_KEY}: a key in a file or in the shell's history is "
+                "soon somebody else's. Export it, and revoke this one if it was shared"
+            )
+        prices = (self.price_per_million_input_tokens, self.price_per_million_output_tokens)
+        if (self.max_cost is not None and None in prices) or prices.count(None) == 1:
+            raise ValueError("`max_cost` needs both price_per_million_input_tokens and price_per_million_output_tokens")
+        return self
