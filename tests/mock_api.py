@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import random
 import socket
 import struct
@@ -25,15 +26,18 @@ FAULTS = {"429": 0.20, "500": 0.10, "timeout": 0.05, "reset": 0.05, "torn": 0.05
 WORDS = ("play", "book", "find", "rate", "add", "song", "table", "novel", "movie", "weather", "list", "two", "new")
 
 
-@dataclass(frozen=True)
+LOST = ("timeout", "reset", "torn")
+
+
+@dataclass
 class Seen:
-    """A request as the server saw it: times in its own seconds (`time.monotonic`), and what it answered."""
+    """A request as the server saw it: in its own seconds (`time.monotonic`), complete before the answer leaves."""
 
     content: str
     arrived: float
-    answered: float
     outcome: str
-    told: float | None  # the instant before which the server wants no request
+    answered: float = math.inf
+    told: float | None = None  # the instant before which the server wants no request
 
 
 class MockApi:
@@ -117,20 +121,19 @@ class MockApi:
             attempt, number = self._attempts[content], sum(self._attempts.values())
             self.payloads.append(payload)
             self.keys.add(handler.headers["Authorization"])
-        outcome, told = self._outcome(content, attempt), None
-        for first, refusal in self.refuse.items():
-            if number >= first:
-                outcome, (status, body) = "refused", refusal
-        if outcome == "refused":
-            self.reply(handler, status, json.dumps(body).encode())
-        elif outcome == "429":
-            told = self._refuse_for_now(handler, as_date=random.Random(f"{content}{attempt}").random() < self.dates)
-        elif outcome == "500":
-            self.reply(handler, 500, b"<html>Internal Server Error</html>")
+            seen = Seen(content, arrived, self._outcome(content, attempt))
+            refusals = [answer for first, answer in self.refuse.items() if number >= first]
+            self.seen.append(seen)
+            self.lost += seen.outcome in LOST and not refusals
+        if refusals:
+            seen.outcome, (status, body) = "refused", refusals[0]
+            self.answer(handler, seen, status, json.dumps(body).encode())
+        elif seen.outcome == "429":
+            self._slow_down(handler, seen, as_date=random.Random(f"{content}{attempt}").random() < self.dates)
+        elif seen.outcome == "500":
+            self.answer(handler, seen, 500, b"<html>Internal Server Error</html>")
         else:
-            self._complete(handler, outcome, content, attempt)
-        with self._lock:
-            self.seen.append(Seen(content, arrived, time.monotonic(), outcome, told))
+            self._complete(handler, seen, attempt)
 
     def _outcome(self, content: str, attempt: int) -> str:
         drawn = random.Random(f"{self.seed}:{attempt}:{content}").random()
@@ -140,41 +143,51 @@ class MockApi:
             drawn -= share
         return "ok"
 
-    def _refuse_for_now(self, handler: BaseHTTPRequestHandler, *, as_date: bool) -> float:
-        wait = self.told
-        value = f"{wait:g}"
-        if as_date:
-            moment = time.time() + self.clock_ahead + wait
-            value = formatdate(int(moment) + 1, usegmt=True)
-            wait += int(moment) + 1 - moment
+    def _slow_down(self, handler: BaseHTTPRequestHandler, seen: Seen, *, as_date: bool) -> None:
+        wait, value = self.told, f"{self.told:g}"
         now = time.monotonic()
-        self.reply(handler, 429, b'{"error": {"message": "slow down", "code": "rate_limit"}}', {"Retry-After": value})
-        return now + wait
+        if as_date:
+            moment = time.time() + self.clock_ahead
+            at = int(moment + wait) + 1
+            wait, value = at - moment, formatdate(at, usegmt=True)
+        seen.told = now + wait
+        body = b'{"error": {"message": "slow down", "code": "rate_limit"}}'
+        self.answer(handler, seen, 429, body, {"Retry-After": value})
 
-    def _complete(self, handler: BaseHTTPRequestHandler, outcome: str, content: str, attempt: int) -> None:
-        rng = random.Random(hashlib.sha256(content.encode()).digest())
+    def _complete(self, handler: BaseHTTPRequestHandler, seen: Seen, attempt: int) -> None:
+        rng = random.Random(hashlib.sha256(seen.content.encode()).digest())
         texts = [" ".join(rng.choices(WORDS, k=4)) for _ in range(self.items)]
-        usage = {"prompt_tokens": len(content.split()), "completion_tokens": 5 * self.items}
+        usage = {"prompt_tokens": len(seen.content.split()), "completion_tokens": 5 * self.items}
         listed = "\n".join(f"{n}. {text}" for n, text in enumerate(texts, start=1))
         message = {"role": "assistant", "content": listed}
         choices = [{"index": 0, "message": message, "finish_reason": "stop"}]
         body = json.dumps(
             {"id": f"x{attempt}", "object": "chat.completion", "choices": choices, "usage": usage}
         ).encode()
-        self._closing.wait(self.hang if outcome == "timeout" else self.latency)
-        with self._lock:
-            if outcome == "ok":
-                self.sent.update(usage)
-                self.delivered[content] += 1
-                self.bodies.append(body)
-            else:
-                self.lost += 1
-        if outcome == "reset":
+        self._closing.wait(self.hang if seen.outcome == "timeout" else self.latency)
+        if seen.outcome == "reset":
             handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             handler.connection.close()
             handler.close_connection = True
-        elif outcome != "timeout" or not self._closing.is_set():
-            self.reply(handler, 200, body[: len(body) // 2] if outcome == "torn" else body)
+        elif seen.outcome in LOST:
+            self.answer(handler, seen, 200, body[: len(body) // 2])
+        else:
+            with self._lock:
+                self.sent.update(usage)
+                self.delivered[seen.content] += 1
+                self.bodies.append(body)
+            self.answer(handler, seen, 200, body)
+
+    def answer(
+        self,
+        handler: BaseHTTPRequestHandler,
+        seen: Seen,
+        status: int,
+        body: bytes,
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        seen.answered = time.monotonic()
+        self.reply(handler, status, body, headers)
 
     def reply(
         self, handler: BaseHTTPRequestHandler, status: int, body: bytes, headers: dict[str, str] | None = None

@@ -6,7 +6,6 @@ the budget is checked before each request, and every body is committed before it
 
 from __future__ import annotations
 
-import heapq
 import math
 import random
 import time
@@ -21,7 +20,7 @@ from tuneshift.errors import GeneratorError
 from tuneshift.run.ledger import Ledger
 from tuneshift.run.records import Usage
 
-FIRST_PAUSE, LONGEST_PAUSE = 0.5, 60.0  # seconds of backoff; the first is the `openai` package's, the last a guess
+FIRST_PAUSE, LONGEST_PAUSE = 0.5, 8.0  # seconds of backoff: those of the `openai` package
 LONGEST_TOLD = 900.0  # seconds; a server that asks for more has closed for the day. A guess
 NOTED_PAUSE = 10.0  # seconds after which a person wonders what is going on; a guess
 FRAME_TOKENS = 32  # role and delimiters around one message: 7 with OpenAI's models; a guess that covers others
@@ -56,7 +55,7 @@ class HostedModel:
                 ledger, so the same call goes on from there.
         """
         replies = [_stored(ledger, question.id) for question in questions]
-        # A heap of (instant from which to ask, index of the question, attempt), so new questions go first and in order.
+        # Each is (instant from which to ask, index of the question, attempt).
         waiting = [(-math.inf, index, 1) for index, reply in enumerate(replies) if reply is None]
         running: dict[int, tuple[int, int]] = {}
         arrived: SimpleQueue[tuple[int, Answer | BaseException]] = SimpleQueue()
@@ -65,13 +64,15 @@ class HostedModel:
             while running or (waiting and failure is None):
                 pause = None  # until an answer arrives; after a failure those under way are still waited for
                 if waiting and failure is None and len(running) < self.settings.concurrency:
-                    pause = max(waiting[0][0], self._open_at) - time.monotonic()
+                    pause = max(min(waiting)[0], self._open_at) - (now := time.monotonic())
                 if pause is not None and pause <= 0 and arrived.empty():
-                    index, attempt = waiting[0][1:]
+                    # What failed most goes first: its next failures should not come when nothing else is left to do.
+                    chosen = max((w for w in waiting if w[0] <= now), key=lambda w: (w[2], -w[1]))
+                    _, index, attempt = chosen
                     room = bound(questions[index].prompt), decoding.max_new_tokens
                     exceeded = over_budget(self.settings, ledger.usage(), *room)
                     if exceeded is None:
-                        heapq.heappop(waiting)
+                        waiting.remove(chosen)
                         number = ledger.begin_request(questions[index].id, *room)
                         running[number] = index, attempt
                         self._send(server, number, questions[index].prompt, decoding, arrived)
@@ -91,7 +92,7 @@ class HostedModel:
                 replies[index], refused, again = self._judge(answer, attempt)
                 failure = failure or refused
                 if replies[index] is None and failure is None:
-                    heapq.heappush(waiting, (again, index, attempt + 1))
+                    waiting.append((again, index, attempt + 1))
         if failure is not None:
             raise GeneratorError(failure)
         return [reply for reply in replies if reply is not None]
