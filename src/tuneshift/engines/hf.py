@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-BATCH_ROWS = 128  # measured on the two-core kind: 975 tokens/s at 128 rows, 515 at 32
+BATCH_ROWS = 128  # measured, see benchmarks/results/decode.json: 812 tokens/s at 128 rows, 496 at 32
 BATCH_TOKENS = 16_384  # prompt and response tokens of a batch; a guess that keeps a 7B model's cache under 8 GiB
 STRETCH = 1.5  # longest to shortest of a scoring batch; measured: a quarter less time than without a limit
 LOGIT_BYTES = 2**28  # fp32 logits of one scoring batch, 256 MiB: 256 rows of a 262k vocabulary
