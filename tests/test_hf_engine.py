@@ -477,10 +477,30 @@ def test_a_batch_that_does_not_fit_is_halved_and_writes_the_same(
     assert largest_difference([own_logprobs(c) for c in halved], [own_logprobs(c) for c in whole]) < CLOSE
 
 
+def test_a_scoring_batch_holds_alike_lengths_and_the_scores_are_those_of_one_batch(
+    engines: Engines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, _ = engines["llama"]
+    requests = [ScoreRequest((5,) * n, (6, 7)) for n in (1, 2, 4, 4, 7, 20, 21)]
+    original, lengths = engine._score, []
+
+    def noting(model: Any, batch: Sequence[ScoreRequest]) -> Any:
+        lengths.append([len(r.prompt_ids) + len(r.response_ids) for r in batch])
+        return original(model, batch)
+
+    monkeypatch.setattr(engine, "_score", noting)
+    scores = engine.score(requests, fine_tuned=False)
+    assert lengths == [[3, 4], [6, 6, 9], [22, 23]]  # the longest is at most 1.5 times the shortest
+    monkeypatch.setattr(hf, "STRETCH", math.inf)
+    assert largest_difference(engine.score(requests, fine_tuned=False), scores) < CLOSE
+    assert len(lengths[-1]) == len(requests)
+
+
 def test_a_scoring_batch_that_does_not_fit_is_halved_and_gives_the_same(
     engines: Engines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine, _ = engines["llama"]
+    monkeypatch.setattr(hf, "STRETCH", math.inf)  # one batch
     requests = requests_of(engine, RESPONSES)[:7]
     whole = engine.score(requests, fine_tuned=True)
     original, sizes = engine._score, []
@@ -502,6 +522,7 @@ def test_an_error_that_halving_does_not_mend_is_raised(
     inner: str, message: str, tries: int, engines: Engines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine, _ = engines["llama"]
+    monkeypatch.setattr(hf, "STRETCH", math.inf)  # one batch
     calls = 0
 
     def fail(*args: Any) -> Any:
