@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import statistics
 import tempfile
 import time
 from collections import Counter
@@ -31,7 +33,7 @@ from tuneshift.wiring import (
 )
 
 PROBE = 20  # candidates, as one call of the paper's
-REHEARSAL_STEPS = 2
+REHEARSAL_STEPS = 5  # of which the first warms up; a median of four is not far off
 ARMS = 3  # T before, T after, F; T is taken to be as fast as F
 
 
@@ -116,7 +118,7 @@ def _answer_seconds(loaded: LoadedConfig, inputs: Inputs, models: SynthesisModel
 
 
 def _rehearse(loaded: LoadedConfig, learnt: list[Pair], folder: Path) -> float:
-    """Return the seconds of one training step, the first (which warms up) left out."""
+    """Return the median seconds of a training step, the first (which warms up) left out."""
     settings = training_settings(loaded)
     batch = settings.per_device_train_batch_size * settings.gradient_accumulation_steps
     repeated = (learnt * (batch * REHEARSAL_STEPS))[: batch * REHEARSAL_STEPS]
@@ -129,4 +131,4 @@ def _rehearse(loaded: LoadedConfig, learnt: list[Pair], folder: Path) -> float:
         checkpoint_dir=folder / "checkpoints",
         on_step=lambda *_: times.append(time.monotonic()),
     )
-    return times[-1] - times[-2]
+    return statistics.median(after - before for before, after in itertools.pairwise(times))
