@@ -20,9 +20,10 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from tuneshift.encoding import first_stop
-from tuneshift.engines.base import Decoding
+from tuneshift.engines.base import Decoding, Weights
+from tuneshift.engines.opening import EngineOptions
 from tuneshift.engines.source import Source, open_source
-from tuneshift.models import LoadOptions, pick_dtype, resolve_model
+from tuneshift.models import pick_dtype, resolve_model
 
 BATCH = 8
 STOP = "\n"
@@ -100,7 +101,9 @@ def main() -> None:
     prompts = [json.loads(line)["prompt"] for line in options.pairs.read_text().splitlines()][: options.rows]
     reference = Reference(options.base, options.adapter)
     source = open_source(
-        base=resolve_model(options.base), adapter=options.adapter, canary_prompts=prompts[:2], load=LoadOptions()
+        Weights(options.base, resolve_model(options.base), options.adapter),
+        engines=EngineOptions(),
+        canary_prompts=prompts[:2],
     )
     texts = {}
 

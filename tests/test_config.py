@@ -106,6 +106,11 @@ def test_the_smallest_complete_file_loads_with_the_papers_defaults(tmp_path: Pat
             "data": str(tmp_path / "test.jsonl"), "metric": "exact_match", "pattern": None, "max_new_tokens": None,
             "stop": None,
         },
+        "engine": {
+            "kind": "hf", "batch_size": 128, "workers": 1, "ray_address": None, "threads": None,
+            "tensor_parallel_size": 1, "gpu_memory_utilization": 0.85, "max_model_len": 4096, "python": None,
+            "fine_tuned": None, "base": None,
+        },
         "run": {"dir": None, "seed": 0, "device": "auto", "dtype": "auto", "trust_remote_code": False},
     }  # fmt: skip
 
@@ -215,7 +220,7 @@ def test_the_refusal_of_tau_says_what_was_expected_and_given(tmp_path: Path) -> 
 
 FLOATS = [
     "generator.temperature", "generator.top_p", "criterion.tau_f", "criterion.tau_b", "criterion.ratio",
-    "criterion.keep_rate", "distill.lora_dropout", "distill.learning_rate",
+    "criterion.keep_rate", "distill.lora_dropout", "distill.learning_rate", "engine.gpu_memory_utilization",
 ]  # fmt: skip
 
 
@@ -230,6 +235,7 @@ COUNTS = [
     "synthesis.calls_per_round", "synthesis.max_new_tokens", "synthesis.max_candidates", "synthesis.max_rounds",
     "synthesis.patience", "criterion.calibration", "distill.r", "distill.lora_alpha", "distill.num_train_epochs",
     "distill.per_device_train_batch_size", "distill.gradient_accumulation_steps", "evaluation.max_new_tokens",
+    "engine.batch_size", "engine.workers", "engine.tensor_parallel_size", "engine.max_model_len",
 ]  # fmt: skip
 
 
@@ -600,12 +606,21 @@ CHANGES = {
     "distill.trainer_args": "{optim: sgd}", "evaluation.data": "other.jsonl", "evaluation.metric": "numeric",
     "evaluation.pattern": "x+", "evaluation.max_new_tokens": "9", "evaluation.stop": "['###']", "run.seed": "1",
     "run.device": "cpu", "run.dtype": "float32", "run.trust_remote_code": "true",
+    "engine.kind": "vllm", "engine.batch_size": "64", "engine.max_model_len": "64",
+    "engine.fine_tuned": "{base_url: 'http://h/v1', model: other}",
+    "engine.base": "{base_url: 'http://h/v1', model: other}",
 }  # fmt: skip
 ALSO = {
     "source.model": ["source.adapter=null"],
     "evaluation.pattern": ["evaluation.metric=regex"],
     "generator.api": ["generator.kind=chat"],
+    "engine.fine_tuned": ["engine.kind=openai", "engine.base={base_url: 'http://h/v1', model: m}"],
+    "engine.base": ["engine.kind=openai", "engine.fine_tuned={base_url: 'http://h/v1', model: m}"],
 }
+WHERE_IT_RUNS = {
+    "run.dir", "engine.workers", "engine.ray_address", "engine.threads", "engine.tensor_parallel_size",
+    "engine.gpu_memory_utilization", "engine.python",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("key", CHANGES)
@@ -614,12 +629,13 @@ def test_a_changed_setting_changes_the_fingerprint(tmp_path: Path, key: str) -> 
     assert changed.fingerprint != load(tmp_path).fingerprint
 
 
-def test_every_setting_but_the_run_directory_is_in_the_list_above() -> None:
-    assert set(leaves()) - set(CHANGES) == {"run.dir"}
+def test_every_setting_is_in_one_of_the_lists_above() -> None:
+    assert set(leaves()) - set(CHANGES) == WHERE_IT_RUNS
 
 
-def test_the_run_directory_does_not_change_the_fingerprint(tmp_path: Path) -> None:
-    assert load(tmp_path, "run.dir=elsewhere").fingerprint == load(tmp_path).fingerprint
+@pytest.mark.parametrize("setting", ["run.dir=elsewhere", "engine.workers=2", "engine.threads=1"])
+def test_where_a_run_happens_does_not_change_the_fingerprint(tmp_path: Path, setting: str) -> None:
+    assert load(tmp_path, setting).fingerprint == load(tmp_path).fingerprint
 
 
 def test_a_default_that_is_written_out_does_not_change_the_fingerprint(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-import tuneshift.engines.hf as hf
+import tuneshift.engines.batching as batching
 from tuneshift.encoding import encode_prompt, encode_response
 from tuneshift.engines.base import Completion, Decoding, ScoreRequest
 from tuneshift.engines.decoding import BLOCK, choose_tokens
@@ -202,7 +202,7 @@ def test_scores_come_in_the_order_of_the_requests(engines: Engines, monkeypatch:
     engine, _ = engines["gemma"]
     requests = requests_of(engine, RESPONSES)
     whole = dict(zip(requests, engine.score(requests, fine_tuned=False), strict=True))
-    monkeypatch.setattr(hf, "LOGIT_BYTES", 4 * len(engine.tokenizer) * 20)  # 20 rows of logits: several batches
+    monkeypatch.setattr(batching, "LOGIT_BYTES", 4 * len(engine.tokenizer) * 20)  # 20 rows of logits: several batches
     shuffled = [requests[index] for index in (3, 0, 7, 5, 1, 6, 2, 4)]
     scores = engine.score(shuffled, fine_tuned=False)
     assert largest_difference(scores, [whole[request] for request in shuffled]) < CLOSE
@@ -419,14 +419,14 @@ def test_a_scoring_batch_keeps_to_its_rows_of_logits(engines: Engines, monkeypat
         return original(model, batch)
 
     monkeypatch.setattr(engine, "_score", watched)
-    monkeypatch.setattr(hf, "LOGIT_BYTES", 4 * len(engine.tokenizer) * 20)
+    monkeypatch.setattr(batching, "LOGIT_BYTES", 4 * len(engine.tokenizer) * 20)
     engine.score(requests, fine_tuned=False)
     assert sorted(itertools.chain(*batches)) == sorted(len(request.response_ids) for request in requests)
     assert all(sum(rows) <= 20 or len(rows) == 1 for rows in batches)
     assert max(map(len, batches)) > 1
 
 
-@pytest.mark.parametrize(("limit", "value"), [("BATCH_TOKENS", 300), ("BATCH_ROWS", 5)])
+@pytest.mark.parametrize(("limit", "value"), [("BATCH_TOKENS", 300), ("_batch_size", 5)])
 def test_a_generating_batch_keeps_to_its_rows_and_its_padded_tokens(
     limit: str, value: int, engines: Engines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -440,12 +440,12 @@ def test_a_generating_batch_keeps_to_its_rows_and_its_padded_tokens(
 
     whole = engine.generate(prompts, seeds=range(16), decoding=FAITHFUL, fine_tuned=False)
     monkeypatch.setattr(engine, "_decode", watched)
-    monkeypatch.setattr(hf, limit, value)
+    monkeypatch.setattr(engine if limit == "_batch_size" else batching, limit, value)
     parted = engine.generate(prompts, seeds=range(16), decoding=FAITHFUL, fine_tuned=False)
     assert sorted(itertools.chain(*batches)) == sorted(map(len, prompts))
     size = {
         "BATCH_TOKENS": lambda lengths: len(lengths) * (max(lengths) + FAITHFUL.max_new_tokens),
-        "BATCH_ROWS": len,
+        "_batch_size": len,
     }[limit]
     assert all(size(lengths) <= value or len(lengths) == 1 for lengths in batches)
     assert len(batches) < 16
@@ -491,7 +491,7 @@ def test_a_scoring_batch_holds_alike_lengths_and_the_scores_are_those_of_one_bat
     monkeypatch.setattr(engine, "_score", noting)
     scores = engine.score(requests, fine_tuned=False)
     assert lengths == [[3, 4], [6, 6, 9], [22, 23]]  # the longest is at most 1.5 times the shortest
-    monkeypatch.setattr(hf, "STRETCH", math.inf)
+    monkeypatch.setattr(batching, "STRETCH", math.inf)
     assert largest_difference(engine.score(requests, fine_tuned=False), scores) < CLOSE
     assert len(lengths[-1]) == len(requests)
 
@@ -500,7 +500,7 @@ def test_a_scoring_batch_that_does_not_fit_is_halved_and_gives_the_same(
     engines: Engines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine, _ = engines["llama"]
-    monkeypatch.setattr(hf, "STRETCH", math.inf)  # one batch
+    monkeypatch.setattr(batching, "STRETCH", math.inf)  # one batch
     requests = requests_of(engine, RESPONSES)[:7]
     whole = engine.score(requests, fine_tuned=True)
     original, sizes = engine._score, []
@@ -522,7 +522,7 @@ def test_an_error_that_halving_does_not_mend_is_raised(
     inner: str, message: str, tries: int, engines: Engines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine, _ = engines["llama"]
-    monkeypatch.setattr(hf, "STRETCH", math.inf)  # one batch
+    monkeypatch.setattr(batching, "STRETCH", math.inf)  # one batch
     calls = 0
 
     def fail(*args: Any) -> Any:

@@ -14,14 +14,16 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tuneshift.encoding import encode_prompt
-from tuneshift.engines.base import Decoding, ScoreRequest
+from tuneshift.engines.base import Decoding, ScoreRequest, Weights
 from tuneshift.engines.hf import HfEngine
+from tuneshift.engines.opening import EngineOptions
 from tuneshift.engines.source import Answers, Source, open_source
 from tuneshift.errors import ModelError
 from tuneshift.models import LoadOptions
 from tuneshift.run.records import Response
 
 LOAD = LoadOptions(device="cpu", dtype="float32")
+ENGINES = EngineOptions(load=LOAD)
 CANARIES = CORPUS[:3]
 PROMPTS = [f"Request: {text}\nIntent:" for text in CORPUS[:5]] * 3
 ASKED = {f"r0000-c000-p{number:03d}": prompt for number, prompt in enumerate(PROMPTS)}
@@ -38,9 +40,13 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+def weights(base: str, **fine_tuning: str) -> Weights:
+    return Weights(base, base, **fine_tuning)
+
+
 @pytest.fixture(scope="module")
 def source(tiny: Tiny) -> Source:
-    return open_source(base=str(tiny.llama), adapter=str(tiny.adapter), canary_prompts=CANARIES, load=LOAD)
+    return open_source(weights(str(tiny.llama), adapter=str(tiny.adapter)), engines=ENGINES, canary_prompts=CANARIES)
 
 
 @pytest.fixture(scope="module")
@@ -58,11 +64,10 @@ def answers(source: Source) -> list[Answers]:
 @pytest.fixture(scope="module")
 def substituted(tiny: Tiny) -> Source:
     return open_source(
-        base=str(tiny.llama),
-        adapter=str(tiny.adapter),
-        substitute_base=str(tiny.gemma),
+        weights(str(tiny.llama), adapter=str(tiny.adapter)),
+        engines=ENGINES,
         canary_prompts=CANARIES,
-        load=LOAD,
+        substitute_base=str(tiny.gemma),
     )
 
 
@@ -114,12 +119,12 @@ def test_the_canary_is_the_largest_change_of_a_seed_token(source: Source, tuned:
 def test_an_adapter_of_zeros_is_refused(tiny: Tiny, tmp_path: Path) -> None:
     zeros = make_adapter(tiny.llama, tmp_path / "zeros", scale=0)
     with pytest.raises(ModelError, match="changes nothing"):
-        open_source(base=str(tiny.llama), adapter=str(zeros), canary_prompts=CANARIES, load=LOAD)
+        open_source(weights(str(tiny.llama), adapter=str(zeros)), engines=ENGINES, canary_prompts=CANARIES)
 
 
 def test_a_checkpoint_equal_to_its_base_is_refused(tiny: Tiny) -> None:
     with pytest.raises(ModelError, match="changes nothing"):
-        open_source(base=str(tiny.llama), model=str(tiny.llama), canary_prompts=CANARIES, load=LOAD)
+        open_source(weights(str(tiny.llama), checkpoint=str(tiny.llama)), engines=ENGINES, canary_prompts=CANARIES)
 
 
 def test_an_adapter_that_harms_the_base_is_refused(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,31 +137,31 @@ def test_an_adapter_that_harms_the_base_is_refused(tiny: Tiny, monkeypatch: pyte
 
     monkeypatch.setattr(HfEngine, "attach", attach_and_harm)
     with pytest.raises(ModelError, match="switched off"):
-        open_source(base=str(tiny.llama), adapter=str(tiny.adapter), canary_prompts=CANARIES, load=LOAD)
+        open_source(weights(str(tiny.llama), adapter=str(tiny.adapter)), engines=ENGINES, canary_prompts=CANARIES)
 
 
 def test_an_adapter_of_nan_weights_is_refused(tiny: Tiny, tmp_path: Path) -> None:
     broken = make_adapter(tiny.llama, tmp_path / "nan", scale=0.5)
-    weights = load_file(broken / "adapter_model.safetensors")
-    save_file({name: value * float("nan") for name, value in weights.items()}, broken / "adapter_model.safetensors")
+    tensors = load_file(broken / "adapter_model.safetensors")
+    save_file({name: value * float("nan") for name, value in tensors.items()}, broken / "adapter_model.safetensors")
     with pytest.raises(ModelError):
-        open_source(base=str(tiny.llama), adapter=str(broken), canary_prompts=CANARIES, load=LOAD)
+        open_source(weights(str(tiny.llama), adapter=str(broken)), engines=ENGINES, canary_prompts=CANARIES)
 
 
 def test_an_adapter_of_another_base_is_refused_unless_it_is_said_to_be_the_same(tiny: Tiny, tmp_path: Path) -> None:
     renamed = tmp_path / "tiny-llama-renamed"
     renamed.symlink_to(tiny.llama)
     with pytest.raises(ModelError, match="was trained for"):
-        open_source(base=str(renamed), adapter=str(tiny.adapter), canary_prompts=CANARIES, load=LOAD)
+        open_source(weights(str(renamed), adapter=str(tiny.adapter)), engines=ENGINES, canary_prompts=CANARIES)
     opened = open_source(
-        base=str(renamed), adapter=str(tiny.adapter), same_base=True, canary_prompts=CANARIES, load=LOAD
+        weights(str(renamed), adapter=str(tiny.adapter)), engines=ENGINES, canary_prompts=CANARIES, same_base=True
     )
     assert opened.canary.base_drift == 0.0
 
 
 def test_a_source_needs_an_adapter_or_a_checkpoint(tiny: Tiny) -> None:
-    with pytest.raises(ModelError, match="either `adapter` or `model`"):
-        open_source(base=str(tiny.llama), canary_prompts=CANARIES, load=LOAD)
+    with pytest.raises(ModelError, match="no adapter or fine-tuned checkpoint"):
+        open_source(weights(str(tiny.llama)), engines=ENGINES, canary_prompts=CANARIES)
 
 
 # A full checkpoint
@@ -168,7 +173,7 @@ def merged(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Source:
     base = AutoModelForCausalLM.from_pretrained(tiny.llama, dtype=torch.float32)
     PeftModel.from_pretrained(base, str(tiny.adapter)).merge_and_unload().save_pretrained(folder)
     AutoTokenizer.from_pretrained(tiny.llama).save_pretrained(folder)
-    return open_source(base=str(tiny.llama), model=str(folder), canary_prompts=CANARIES, load=LOAD)
+    return open_source(weights(str(tiny.llama), checkpoint=str(folder)), engines=ENGINES, canary_prompts=CANARIES)
 
 
 def test_a_merged_checkpoint_scores_like_its_adapter(merged: Source, tuned: Any, tiny: Tiny) -> None:
@@ -210,7 +215,7 @@ def test_the_eos_of_an_empty_base_response_carries_f_s_log_probability(
 def test_the_base_answers_without_the_adapter(answers: list[Answers], tiny: Tiny) -> None:
     alone = HfEngine.open(str(tiny.llama), load=LOAD)
     greedy = Decoding(temperature=0, max_new_tokens=24)
-    source = open_source(base=str(tiny.llama), adapter=str(tiny.adapter), canary_prompts=CANARIES, load=LOAD)
+    source = open_source(weights(str(tiny.llama), adapter=str(tiny.adapter)), engines=ENGINES, canary_prompts=CANARIES)
     both = asked(source, decoding=greedy)[:5]
     prompts = [llama_ids(tiny, prompt) for prompt in PROMPTS[:5]]
     wanted = alone.generate(prompts, seeds=[0] * 5, decoding=greedy, fine_tuned=False)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from tuneshift.configfile import VARIABLE
 
@@ -16,6 +16,25 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
 
 
+def _server_address(value: str) -> str:
+    if not re.fullmatch(r"https?://[^\s/?#@]+[^\s?#@]*", value):
+        raise ValueError("it must be http:// or https://, without a user name, `?` or `#`")
+    return value
+
+
+def _variable_alone(value: str) -> str:
+    if not VARIABLE.fullmatch(value):
+        raise ValueError(
+            "it must be a variable such as ${OPENAI_API_KEY}: a key in a file or in the shell's history is "
+            "soon somebody else's. Export it, and revoke this one if it was shared"
+        )
+    return value
+
+
+BaseUrl = Annotated[str, AfterValidator(_server_address)]
+KeyVariable = Annotated[str, AfterValidator(_variable_alone)]
+
+
 class ApiSection(Section):
     """A hosted G, for example the paper's GPT-4o, behind any server that knows OpenAI's chat completions.
 
@@ -23,9 +42,11 @@ class ApiSection(Section):
     to what a run is: the other settings may change when a stopped run is continued.
     """
 
-    base_url: str = Field("https://api.openai.com/v1", description="Address, up to what precedes `/chat/completions`.")
+    base_url: BaseUrl = Field(
+        "https://api.openai.com/v1", description="Address, up to what precedes `/chat/completions`."
+    )
     model: str = Field("gpt-4o", min_length=1, description="The model's name on that server (paper: GPT-4o).")
-    api_key: str | None = Field(
+    api_key: KeyVariable | None = Field(
         None,
         description="`${VARIABLE}` whose value is the key, for example `${OPENAI_API_KEY}`; it is read when the first "
         "request is made and stored nowhere. null: no key, for a local server.",
@@ -52,14 +73,7 @@ class ApiSection(Section):
     price_per_million_output_tokens: float | None = Field(None, ge=0, description="Price of 1,000,000 written tokens.")
 
     @model_validator(mode="after")
-    def _usable(self) -> ApiSection:
-        if not re.fullmatch(r"https?://[^\s/?#@]+[^\s?#@]*", self.base_url):
-            raise ValueError("base_url must be http:// or https://, without a user name, `?` or `#`")
-        if self.api_key is not None and not VARIABLE.fullmatch(self.api_key):
-            raise ValueError(
-                "api_key must be a variable such as ${OPENAI_API_KEY}: a key in a file or in the shell's history is "
-                "soon somebody else's. Export it, and revoke this one if it was shared"
-            )
+    def _cost_needs_prices(self) -> ApiSection:
         prices = (self.price_per_million_input_tokens, self.price_per_million_output_tokens)
         if (self.max_cost is not None and None in prices) or prices.count(None) == 1:
             raise ValueError("`max_cost` needs both price_per_million_input_tokens and price_per_million_output_tokens")

@@ -32,6 +32,7 @@ from pydantic.fields import FieldInfo
 
 from tuneshift.apisection import ApiSection, Section
 from tuneshift.configfile import apply_override, expand_variables, read_mapping
+from tuneshift.enginesection import EngineSection
 from tuneshift.errors import ConfigError
 
 
@@ -73,12 +74,6 @@ class SourceSection(Section):
     same_base: bool = Field(
         False, description="Accept an adapter whose configuration names its base differently from `base`."
     )
-
-    @model_validator(mode="after")
-    def _one_fine_tuning(self) -> SourceSection:
-        if (self.adapter is None) == (self.model is None):
-            raise ValueError("give exactly one of `adapter` (a PEFT adapter) and `model` (a full checkpoint)")
-        return self
 
 
 class TargetSection(Section):
@@ -224,6 +219,9 @@ class RunSection(Section):
     trust_remote_code: bool = Field(False, description="Let a model repository's own Python code run.")
 
 
+SECRET = (("api_key",), ("base_url",))  # a wrong value may hold a key or a password after all, and is not shown
+
+
 def _name_alone(value: Any) -> Any:
     return {"name": value} if isinstance(value, str) else value
 
@@ -244,7 +242,18 @@ class Config(Section):
     )
     distill: DistillSection = Field(default_factory=DistillSection, description="The target's training.")
     evaluation: EvaluationSection | None = Field(None, description="The verdict's questions; null: no verdict.")
+    engine: EngineSection = Field(default_factory=EngineSection, description="What runs the models.")
     run: RunSection = Field(default_factory=RunSection, description="Where and how the run happens.")
+
+    @model_validator(mode="after")
+    def _one_fine_tuning(self) -> Config:
+        given = (self.source.adapter is not None) + (self.source.model is not None)
+        if given > 1 or (given == 0 and self.engine.kind != "openai"):
+            raise ValueError(
+                "source: give exactly one of `adapter` (a PEFT adapter) and `model` (a full checkpoint); with "
+                "`engine.kind: openai` it may be none"
+            )
+        return self
 
     @model_validator(mode="after")
     def _template_has_text_once(self) -> Config:
@@ -300,9 +309,11 @@ def check_config(
         raise ConfigError(f"{shown_as}: {len(lines)} error(s) in the configuration:\n" + "\n".join(lines)) from None
     relevant = config.model_dump(mode="json")
     relevant["run"].pop("dir")
-    api = relevant["generator"].pop("api")
+    api, engine = relevant["generator"].pop("api"), relevant.pop("engine")
     if api is not None:
         relevant["generator"]["api"] = {key: api[key] for key in ("base_url", "model")}
+    served = {side: engine[side] and engine[side]["model"] for side in ("fine_tuned", "base")}
+    relevant["engine"] = {key: engine[key] for key in ("kind", "batch_size", "max_model_len")} | served
     fingerprint = hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()
     return LoadedConfig(config=config, raw=merged, folder=folder, name=name, fingerprint=fingerprint)
 
@@ -349,7 +360,7 @@ def _describe(keys: tuple[str, ...], problem: Any, raw: Mapping[str, Any]) -> st
         known = list(section.model_fields)
         near = difflib.get_close_matches(keys[-1], known, n=1, cutoff=0.0)[0]
         return f"  {where}: unknown key; did you mean `{near}`? Known keys: {', '.join(known)}"
-    written: Any = raw if keys[-1:] != ("api_key",) else None  # it may be a key after all
+    written: Any = raw if keys[-1:] not in SECRET else None
     for key in keys:
         written = written.get(key) if isinstance(written, Mapping) else None
     message = str(problem["msg"]).removeprefix("Value error, ")

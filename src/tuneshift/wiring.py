@@ -16,9 +16,9 @@ from tuneshift.criteria import Criterion
 from tuneshift.datafiles import Seed
 from tuneshift.distill import TrainingSettings, inspect_target
 from tuneshift.engines.api import ApiSettings, read_secret
-from tuneshift.engines.base import Decoding, Engine
+from tuneshift.engines.base import Decoding, Engine, Weights
 from tuneshift.engines.dispatch import HostedModel, cost
-from tuneshift.engines.hf import HfEngine
+from tuneshift.engines.opening import EngineOptions, open_engine
 from tuneshift.engines.source import Source, open_source
 from tuneshift.evaluate.evidence import Questions
 from tuneshift.evaluate.tasks import find_metric, metric_digest
@@ -74,7 +74,7 @@ def synthesis_models(loaded: LoadedConfig, inputs: Inputs, progress: Progress) -
         if hosted is None and config.generator.model not in ("source", "base"):
             own = config.target.model if config.generator.model == "target" else config.generator.model
             progress.note(f"Loading the prompt generator: {own}")
-            engine = HfEngine.open(resolve_model(own), load=load_options(loaded))
+            engine = open_engine(Weights(own, resolve_model(own)), engine_options(loaded))
         generator = hosted or prompt_generator(loaded, engine)
         if hosted is None:
             generator.check(seed_texts)
@@ -94,15 +94,23 @@ def synthesis_models(loaded: LoadedConfig, inputs: Inputs, progress: Progress) -
 
 def open_run_source(loaded: LoadedConfig, seeds: Sequence[Seed], *, substitute: bool) -> Source:
     """Open F and B as the configuration names them; the canary runs on the seeds. F alone needs no substitute base."""
-    section = loaded.config.source
     return open_source(
-        base=section.base,
-        adapter=resolve_adapter(section.adapter) if section.adapter else None,
-        model=section.model,
-        substitute_base=section.substitute_base if substitute else None,
-        same_base=section.same_base,
+        source_weights(loaded),
+        engines=engine_options(loaded),
         canary_prompts=[seed.prompt for seed in seeds],
-        load=load_options(loaded),
+        same_base=loaded.config.source.same_base,
+        substitute_base=loaded.config.source.substitute_base if substitute else None,
+    )
+
+
+def source_weights(loaded: LoadedConfig) -> Weights:
+    """Return the models of F and B."""
+    section = loaded.config.source
+    return Weights(
+        name=section.base,
+        base=resolve_model(section.base),
+        adapter=resolve_adapter(section.adapter) if section.adapter else None,
+        checkpoint=resolve_model(section.model) if section.model else None,
     )
 
 
@@ -190,14 +198,26 @@ def load_options(loaded: LoadedConfig) -> LoadOptions:
     return LoadOptions(section.device, section.dtype, section.trust_remote_code)
 
 
+def engine_options(loaded: LoadedConfig) -> EngineOptions:
+    """Return what runs the models."""
+    section = loaded.config.engine
+    return EngineOptions(
+        kind=section.kind,
+        load=load_options(loaded),
+        batch_size=section.batch_size,
+        workers=section.workers,
+        ray_address=section.ray_address,
+        threads=section.threads,
+    )
+
+
 def evidence_settings(loaded: LoadedConfig, inputs: Inputs, adapter: Path) -> dict[str, Any]:
     """Return the arguments of `gather_evidence` that the configuration sets; `adapter` is the trained one."""
     config, section = loaded.config, loaded.config.evaluation
 
     def open_target() -> Engine:
-        engine = HfEngine.open(resolve_model(config.target.model), load=load_options(loaded))
-        engine.attach(str(adapter))
-        return engine
+        target = config.target.model
+        return open_engine(Weights(target, resolve_model(target), adapter=str(adapter)), engine_options(loaded))
 
     questions = section and Questions(
         items=inputs.items,

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from tuneshift.encoding import Reader
+from tuneshift.encoding import Reader, decode_response, encode_response, truncate_at_stop
 from tuneshift.run.records import FinishReason
 
 if TYPE_CHECKING:
@@ -50,6 +50,46 @@ class Completion:
     def eos_logprob(self) -> float | None:
         """The log-probability of the sampled EOS, `None` where there is none."""
         return self.eos[1] if self.eos else None
+
+
+def as_completion(
+    tokenizer: PreTrainedTokenizerBase,
+    prompt_ids: Sequence[int],
+    ids: Sequence[int],
+    logprobs: Sequence[float],
+    *,
+    eos_ids: frozenset[int],
+    stop: Sequence[str],
+) -> Completion:
+    """Return what sampled ids, an EOS at their end included, and their log-probabilities amount to as a response."""
+    eos = (ids[-1], logprobs[-1]) if ids and ids[-1] in eos_ids else None
+    ids, logprobs = (ids[:-1], logprobs[:-1]) if eos else (ids, logprobs)
+    cut = truncate_at_stop(tokenizer, prompt_ids, ids, stop) if stop else None
+    if cut is None:
+        text = decode_response(tokenizer, prompt_ids, ids)
+        return Completion(text, tuple(ids), tuple(logprobs), eos, "eos" if eos else "length", reencoded=False)
+    if cut.kept is None:
+        anew = tuple(encode_response(tokenizer, cut.text))
+        return Completion(cut.text, anew, None, None, "stop", reencoded=True)
+    return Completion(cut.text, tuple(ids[: cut.kept]), tuple(logprobs[: cut.kept]), None, "stop", reencoded=False)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The models of one engine: a base, and its fine-tuning as a PEFT adapter or as a full checkpoint, or none.
+
+    Each is a Hub id or a folder; `name` is what the configuration calls the base.
+    """
+
+    name: str
+    base: str
+    adapter: str | None = None
+    checkpoint: str | None = None
+
+    @property
+    def fine_tuning(self) -> str | None:
+        """The adapter or the checkpoint."""
+        return self.adapter or self.checkpoint
 
 
 @dataclass(frozen=True)

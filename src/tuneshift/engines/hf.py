@@ -1,21 +1,20 @@
 """The Hugging Face engine: one set of weights serves a model with and without its adapter.
 
-Batches are formed by length under a token budget. Membership follows from the request list alone, never from
-what is left to do, so a repeated call makes the same batches and, on the same machine, the same floats. A batch
-that does not fit into memory is halved and tried again.
+Batches are formed by `tuneshift.engines.batching`, so a repeated call gives the same floats. A batch that
+does not fit into memory is halved and tried again.
 """
 
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from tuneshift.encoding import Reader, decode_response, encode_response, truncate_at_stop
-from tuneshift.engines.base import Completion, Decoding, ScoreRequest
+from tuneshift.encoding import Reader
+from tuneshift.engines.base import Completion, Decoding, ScoreRequest, as_completion
+from tuneshift.engines.batching import BATCH_SIZE, generation_batches, scoring_batches
 from tuneshift.engines.decoding import Row, decode
 from tuneshift.errors import ModelError
 from tuneshift.models import (
@@ -28,17 +27,11 @@ from tuneshift.models import (
     merged_copy,
     vocabulary_size,
 )
-from tuneshift.run.records import FinishReason
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
-
-BATCH_ROWS = 128  # measured, see benchmarks/results/decode.json: 812 tokens/s at 128 rows, 496 at 32
-BATCH_TOKENS = 16_384  # prompt and response tokens of a batch; a guess that keeps a 7B model's cache under 8 GiB
-STRETCH = 1.5  # longest to shortest of a scoring batch; measured: a quarter less time than without a limit
-LOGIT_BYTES = 2**28  # fp32 logits of one scoring batch, 256 MiB: 256 rows of a 262k vocabulary
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -52,6 +45,7 @@ class HfEngine:
         tokenizer: the tokenizer of both.
         name: what the model is called in the manifest.
         fine_tuned_model: a full fine-tuned checkpoint; with `None`, `attach` may add an adapter to the base weights.
+        batch_size: the most rows that are run together.
     """
 
     def __init__(
@@ -61,12 +55,14 @@ class HfEngine:
         *,
         name: str,
         fine_tuned_model: PreTrainedModel | None = None,
+        batch_size: int = BATCH_SIZE,
     ) -> None:
         self._base: Any = model
         self._fine_tuned: Any = fine_tuned_model
         self._adapted: Any = None
         self._tokenizer = tokenizer
         self._name = name
+        self._batch_size = batch_size
         self._fine_tuned_name: str | None = fine_tuned_model.config._name_or_path if fine_tuned_model else None
         self._parameters = sum(parameter.numel() for parameter in model.parameters())  # before an adapter joins them
         self.eos_ids = _eos_ids([model, *([fine_tuned_model] if fine_tuned_model else [])], tokenizer)
@@ -74,11 +70,14 @@ class HfEngine:
         self._pad_id = min(int(tokenizer.pad_token_id), self.reader.vocabulary_size - 1)
 
     @classmethod
-    def open(cls, path: str, *, load: LoadOptions, fine_tuned: str | None = None) -> HfEngine:
+    def open(
+        cls, path: str, *, load: LoadOptions, fine_tuned: str | None = None, batch_size: int = BATCH_SIZE
+    ) -> HfEngine:
         """Load a model and its tokenizer, and with `fine_tuned` a full fine-tuned checkpoint beside it."""
         tokenizer = load_tokenizer(fine_tuned or path, trust_remote_code=load.trust_remote_code)
         second = load_causal_lm(fine_tuned, load) if fine_tuned else None
-        return cls(load_causal_lm(path, load), tokenizer, name=path, fine_tuned_model=second)
+        first = load_causal_lm(path, load)
+        return cls(first, tokenizer, name=path, fine_tuned_model=second, batch_size=batch_size)
 
     def attach(self, adapter: str, *, merge: bool | None = None) -> None:
         """Add a PEFT adapter; from now on `fine_tuned=True` runs with it and `fine_tuned=False` without it.
@@ -111,32 +110,32 @@ class HfEngine:
         """Continue each prompt, in order; equal prompts of a batch are read once."""
         self._check_ids(prompts)
         rows = [Row(tuple(prompt), seed) for prompt, seed in zip(prompts, seeds, strict=True)]
-        batches = _batches(rows, length=lambda row: len(row.prompt), extra=decoding.max_new_tokens, max_rows=BATCH_ROWS)
-        with self._weights(fine_tuned) as model:
-            for batch in batches:
-                self._halving(batch, lambda part: self._decode(model, part, decoding))
-        return [self._completion(row, decoding) for row in rows]
-
-    def score(self, requests: Sequence[ScoreRequest], *, fine_tuned: bool) -> list[tuple[float, ...]]:
-        """Return each response token's raw log-probability in nats, with the head on response rows only."""
-        order = {id(request): index for index, request in enumerate(requests)}
-        if len(order) < len(requests):  # the same object twice: give each its own identity
-            return self.score([ScoreRequest(r.prompt_ids, r.response_ids) for r in requests], fine_tuned=fine_tuned)
-        self._check_ids([(*request.prompt_ids, *request.response_ids) for request in requests])
-        scores: dict[int, tuple[float, ...]] = {}
-        vocabulary = self._base.config.get_text_config().vocab_size
-        batches = _batches(
-            requests,
-            length=lambda r: len(r.prompt_ids) + len(r.response_ids),
-            head_rows=lambda r: len(r.response_ids),
-            max_head_rows=max(1, LOGIT_BYTES // (4 * vocabulary)),
-            max_rows=BATCH_ROWS,
-            stretch=STRETCH,
+        batches = generation_batches(
+            rows,
+            length=lambda row: len(row.prompt),
+            max_new_tokens=decoding.max_new_tokens,
+            batch_size=self._batch_size,
         )
         with self._weights(fine_tuned) as model:
             for batch in batches:
-                for request, logprobs in self._halving(batch, lambda part: self._score(model, part)):
-                    scores[order[id(request)]] = logprobs
+                self._halving(batch, lambda part: self._decode(model, part, decoding))
+        written = [(row.prompt, row.ids, row.logprobs) for row in rows]
+        return [as_completion(self._tokenizer, *row, eos_ids=self.eos_ids, stop=decoding.stop) for row in written]
+
+    def score(self, requests: Sequence[ScoreRequest], *, fine_tuned: bool) -> list[tuple[float, ...]]:
+        """Return each response token's raw log-probability in nats, with the head on response rows only."""
+        self._check_ids([(*request.prompt_ids, *request.response_ids) for request in requests])
+        scores: dict[int, tuple[float, ...]] = {}
+        batches = scoring_batches(
+            range(len(requests)),
+            request=lambda index: requests[index],
+            vocabulary_size=self.reader.vocabulary_size,
+            batch_size=self._batch_size,
+        )
+        with self._weights(fine_tuned) as model:
+            for batch in batches:
+                found = self._halving(batch, lambda part: self._score(model, [requests[index] for index in part]))
+                scores.update(zip(batch, found, strict=True))
         return [scores[index] for index in range(len(requests))]
 
     def describe(self) -> dict[str, Any]:
@@ -204,7 +203,7 @@ class HfEngine:
         )
         return list(rows)
 
-    def _score(self, model: Any, requests: Sequence[ScoreRequest]) -> list[tuple[ScoreRequest, tuple[float, ...]]]:
+    def _score(self, model: Any, requests: Sequence[ScoreRequest]) -> list[tuple[float, ...]]:
         import torch
 
         device, width = model.device, max(len(r.prompt_ids) + len(r.response_ids) for r in requests)
@@ -219,7 +218,7 @@ class HfEngine:
         targets = torch.tensor([token for request in requests for token in request.response_ids], device=device)
         chosen = logits.gather(-1, targets[:, None])[:, 0] - torch.logsumexp(logits, dim=-1)  # [response tokens]
         parts = chosen.split([len(request.response_ids) for request in requests])
-        return [(request, tuple(part.tolist())) for request, part in zip(requests, parts, strict=True)]
+        return [tuple(part.tolist()) for part in parts]
 
     def _halving(self, batch: Sequence[Item], run: Callable[[Sequence[Item]], list[Result]]) -> list[Result]:
         """Run a batch; when it does not fit into memory, run its halves."""
@@ -235,46 +234,6 @@ class HfEngine:
             torch.cuda.empty_cache()
         middle = len(batch) // 2
         return self._halving(batch[:middle], run) + self._halving(batch[middle:], run)
-
-    def _completion(self, row: Row, decoding: Decoding) -> Completion:
-        ended = bool(row.ids) and row.ids[-1] in self.eos_ids
-        ids, logprobs = (row.ids[:-1], row.logprobs[:-1]) if ended else (row.ids, row.logprobs)
-        cut = truncate_at_stop(self._tokenizer, row.prompt, ids, decoding.stop) if decoding.stop else None
-        finish: FinishReason = "stop" if cut else "eos" if ended else "length"
-        if cut is not None and cut.kept is None:
-            anew = tuple(encode_response(self._tokenizer, cut.text))
-            return Completion(cut.text, anew, None, None, "stop", reencoded=True)
-        if cut is not None:
-            ids, logprobs = ids[: cut.kept], logprobs[: cut.kept]
-        text = cut.text if cut else decode_response(self._tokenizer, row.prompt, ids)
-        eos = (row.ids[-1], row.logprobs[-1]) if finish == "eos" else None
-        return Completion(text, tuple(ids), tuple(logprobs), eos, finish, reencoded=False)
-
-
-def _batches(
-    items: Sequence[Item],
-    *,
-    length: Callable[[Item], int],
-    max_rows: int,
-    extra: int = 0,
-    head_rows: Callable[[Item], int] = lambda item: 0,
-    max_head_rows: int = 0,
-    stretch: float = math.inf,
-) -> list[list[Item]]:
-    """Sort by length and cut where a batch would pass its rows, its padded tokens, its head rows or its stretch."""
-    batches: list[list[Item]] = []
-    used = 0
-    for item in sorted(items, key=length):  # stable: equal lengths stay in order
-        batch = batches[-1] if batches else []
-        tokens = (len(batch) + 1) * (length(item) + extra)
-        used += head_rows(item)
-        full = len(batch) == max_rows or tokens > BATCH_TOKENS or 0 < max_head_rows < used
-        if not batch or full or length(item) > stretch * length(batch[0]):
-            batches.append([item])
-            used = head_rows(item)
-        else:
-            batch.append(item)
-    return batches
 
 
 def _eos_ids(models: Sequence[PreTrainedModel], tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:

@@ -1,25 +1,17 @@
-"""F and B behind one door: both answer a prompt, and F scores both answers (paper, section 3.2).
-
-Opening a source proves that its two sides are what they claim: the base with the adapter switched off equals the base
-before the adapter was loaded, and the fine-tuned side differs from it. An adapter that silently is not applied
-would otherwise keep nothing, or everything.
-"""
+"""F and B behind one door: both answer a prompt, and F scores both answers (paper, section 3.2)."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from tuneshift.encoding import encode_prompt, encode_response
-from tuneshift.engines.base import Completion, Decoding, Engine, ScoreRequest, derive_seed
-from tuneshift.engines.hf import HfEngine
-from tuneshift.errors import ModelError
-from tuneshift.models import LoadOptions, check_adapter_base, resolve_model
+from tuneshift.engines.base import Completion, Decoding, Engine, ScoreRequest, Weights, derive_seed
+from tuneshift.engines.canary import Canary
+from tuneshift.engines.opening import EngineOptions, open_engine, open_proved
+from tuneshift.models import check_adapter_base, resolve_model
 from tuneshift.run.records import Response
-
-CANARY_TOLERANCE = 1e-3  # nats; the base's two readings are the same computation and measured exactly equal here
 
 
 @dataclass(frozen=True)
@@ -28,18 +20,6 @@ class Answers:
 
     y_f: Response
     y_b: Response | None
-
-
-@dataclass(frozen=True)
-class Canary:
-    """Proof that the adapter acts: the largest change in nats of a token's log-probability on the seed prompts.
-
-    `base_drift` compares the base before and after the adapter was loaded (adapter off) and should be 0; it is
-    `None` for a full checkpoint or a substitute base, where base and fine-tuned weights are separate.
-    """
-
-    adapter_effect: float
-    base_drift: float | None
 
 
 class Source:
@@ -140,66 +120,23 @@ class Source:
 
 
 def open_source(
+    weights: Weights,
     *,
-    base: str,
-    adapter: str | None = None,
-    model: str | None = None,
-    substitute_base: str | None = None,
-    same_base: bool = False,
+    engines: EngineOptions,
     canary_prompts: Sequence[str],
-    load: LoadOptions,
+    same_base: bool = False,
+    substitute_base: str | None = None,
 ) -> Source:
-    """Load F and B, and prove on `canary_prompts` that they differ and that B is unharmed.
+    """Open F and B, and prove on `canary_prompts` that they differ and that B is unharmed.
 
     Raises:
-        ModelError: a model cannot be loaded, the adapter belongs to another base, or it changes nothing.
+        ModelError: a model cannot be loaded, the adapter belongs to another base, it changes nothing, or a substitute
+            base was asked of an engine that serves none.
     """
-    path = resolve_model(base)
-    if adapter is not None:
-        if not same_base:
-            check_adapter_base(adapter, base)
-        engine = HfEngine.open(path, load=load)
-        alone = _prompt_logprobs(engine, canary_prompts, fine_tuned=False)
-        engine.attach(adapter)
-        drift = _largest_change(alone, _prompt_logprobs(engine, canary_prompts, fine_tuned=False))
-    elif model is not None:
-        engine = HfEngine.open(path, load=load, fine_tuned=resolve_model(model))
-        drift = None
-    else:
-        raise ModelError("source: give either `adapter` or `model`; without one F would equal B.")
-    tuned = _prompt_logprobs(engine, canary_prompts, fine_tuned=True)
-    effect = _largest_change(_prompt_logprobs(engine, canary_prompts, fine_tuned=False), tuned)
-    if not math.isfinite(effect):
-        raise ModelError(
-            f"{adapter or model}: F's log-probabilities on the seed prompts are not finite numbers, so its weights are "
-            "damaged. Copy it anew, or set run.dtype: float32 if it overflows."
-        )
-    if effect <= CANARY_TOLERANCE:
-        raise ModelError(
-            f"{adapter or model}: changes nothing. On the seed prompts F's log-probabilities equal those of "
-            f"{base!r} within {effect:.1e} nats, so there is nothing to transfer. Check that this is the trained "
-            "checkpoint and not a fresh one (its B matrices would be zero)."
-        )
-    if drift is not None and drift > CANARY_TOLERANCE:
-        raise ModelError(
-            f"{adapter}: with the adapter switched off the base still differs by {drift:.1e} nats from the base "
-            "loaded alone, so its responses could not be trusted. This adapter changes weights outside LoRA layers; "
-            "merge it and give it as source.model."
-        )
-    substitute = HfEngine.open(resolve_model(substitute_base), load=load) if substitute_base else None
-    return Source(engine, substitute=substitute, canary=Canary(effect, drift))
-
-
-def _prompt_logprobs(engine: Engine, prompts: Sequence[str], *, fine_tuned: bool) -> list[tuple[float, ...]]:
-    requests = []
-    for prompt in prompts:
-        ids = tuple(encode_prompt(engine.tokenizer, prompt))
-        if len(ids) > 1:
-            requests.append(ScoreRequest(ids[:1], ids[1:]))
-    return engine.score(requests, fine_tuned=fine_tuned)
-
-
-def _largest_change(first: Sequence[tuple[float, ...]], second: Sequence[tuple[float, ...]]) -> float:
-    pairs = zip(first, second, strict=True)
-    changes = [abs(a - b) for x, y in pairs for a, b in zip(x, y, strict=True)]
-    return max(changes, default=0.0) if all(map(math.isfinite, changes)) else math.nan
+    if weights.adapter is not None and not same_base:
+        check_adapter_base(weights.adapter, weights.name)
+    engine, canary = open_proved(weights, engines, canary_prompts)
+    substitute = (
+        open_engine(Weights(substitute_base, resolve_model(substitute_base)), engines) if substitute_base else None
+    )
+    return Source(engine, substitute=substitute, canary=canary)

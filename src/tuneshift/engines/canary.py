@@ -1,0 +1,133 @@
+"""The canary: an engine proves on the seed prompts that its two sides are what they claim.
+
+Wrong numbers come without an error: an adapter that is not applied, one that leaks into the base's rows, an output
+layer whose adapter only counts in one of two code paths. Each would keep nothing, or everything.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from tuneshift.encoding import encode_prompt
+from tuneshift.engines.base import Decoding, Engine, ScoreRequest, Weights, derive_seed
+from tuneshift.errors import ModelError
+
+EFFECT = 1e-3  # nats; below it an adapter changes nothing: equal computations measured exactly equal
+DRIFT = 1e-3  # nats; the base's two readings are the same computation on the same floats
+AGREEMENT = 0.1  # mean nats a token between two computations of one log-probability; a guess that bf16 stays below
+WRITTEN = Decoding(temperature=0.7, max_new_tokens=16)  # what F writes for the canary; 0.7 shows scaled logits
+
+Logprobs = list[tuple[float, ...]]
+
+
+@dataclass(frozen=True)
+class Readings:
+    """The log-probabilities in nats of the canary prompts' tokens, the first of each left out, under both sides."""
+
+    base: Logprobs
+    fine_tuned: Logprobs
+
+
+@dataclass(frozen=True)
+class Canary:
+    """What the engine proved, in nats a token.
+
+    `adapter_effect` is the largest change of a seed token's log-probability; `base_drift` the largest between the base
+    alone and beside its fine-tuning, `None` where their weights are separate; `scoring_gap` the mean distance between
+    the log-probabilities that F samples with and those that it scores the same tokens with; `reference_gap` the mean
+    distance to transformers' computation of the same, `None` where the engine is that computation or nothing is there
+    to compare with.
+    """
+
+    adapter_effect: float
+    base_drift: float | None
+    scoring_gap: float
+    reference_gap: float | None = None
+
+
+def read(engine: Engine, prompts: Sequence[str], *, fine_tuned: bool) -> Logprobs:
+    """Return the log-probabilities of the prompts' tokens under one side."""
+    encoded = [tuple(encode_prompt(engine.tokenizer, prompt)) for prompt in prompts]
+    return engine.score([ScoreRequest(ids[:1], ids[1:]) for ids in encoded if len(ids) > 1], fine_tuned=fine_tuned)
+
+
+def prove(
+    engine: Engine,
+    weights: Weights,
+    prompts: Sequence[str],
+    *,
+    readings: Readings,
+    alone: Logprobs | None,
+    reference: Readings | None = None,
+) -> Canary:
+    """Return the canary of an opened engine; `alone` is the base's reading without its fine-tuning beside it.
+
+    Raises:
+        ModelError: the fine-tuning changes nothing, harms the base, or is not what scores; a number is not finite; or
+            the engine and transformers disagree.
+    """
+    name, effect = weights.fine_tuning, _largest_change(readings.base, readings.fine_tuned)
+    if not math.isfinite(effect):
+        raise ModelError(
+            f"{name}: F's log-probabilities on the seed prompts are not finite numbers, so its weights are "
+            "damaged. Copy it anew, or set run.dtype: float32 if it overflows."
+        )
+    if effect <= EFFECT:
+        raise ModelError(
+            f"{name}: changes nothing. On the seed prompts F's log-probabilities equal those of "
+            f"{weights.name!r} within {effect:.1e} nats, so there is nothing to transfer. Check that this is the "
+            "trained checkpoint and not a fresh one (its B matrices would be zero), and that the engine applies it."
+        )
+    drift = None if alone is None else _largest_change(alone, readings.base)
+    if drift is not None and not drift <= DRIFT:
+        raise ModelError(
+            f"{name}: with the adapter switched off the base still differs by {drift:.1e} nats from the base "
+            "loaded alone, so its responses could not be trusted. Either this adapter changes weights outside LoRA "
+            "layers, or the engine mixes its two sides up; merge it and give it as source.model."
+        )
+    canary = Canary(effect, drift, scoring_gap(engine, prompts))
+    if not canary.scoring_gap <= AGREEMENT:
+        raise ModelError(
+            f"{name}: F samples tokens with other log-probabilities than it scores them with ({canary.scoring_gap:.2g} "
+            f"nats a token on average, at most {AGREEMENT} are expected), so no perplexity could be trusted. Servers "
+            "leave out the adapter of an output layer (lm_head) when they score, or return log-probabilities after "
+            "temperature. Merge the adapter and give it as source.model, or set engine.kind: hf."
+        )
+    if reference is None:
+        return canary
+    gap = max(mean_distance(readings.base, reference.base), mean_distance(readings.fine_tuned, reference.fine_tuned))
+    if not gap <= AGREEMENT:
+        raise ModelError(
+            f"{name}: the engine and transformers disagree on the seed prompts by {gap:.2g} nats a token on average; "
+            f"at most {AGREEMENT} are expected from rounding. Check that the engine serves these very models, in "
+            "run.dtype; `tuneshift doctor` tells more, and engine.kind: hf avoids it."
+        )
+    return replace(canary, reference_gap=gap)
+
+
+def scoring_gap(engine: Engine, prompts: Sequence[str]) -> float:
+    """Return the mean distance in nats between what F samples tokens with and what it scores them with."""
+    encoded = [tuple(encode_prompt(engine.tokenizer, prompt)) for prompt in prompts]
+    seeds = [derive_seed("canary", index) for index in range(len(encoded))]
+    written = engine.generate(encoded, seeds=seeds, decoding=WRITTEN, fine_tuned=True)
+    pairs = [(ids, c) for ids, c in zip(encoded, written, strict=True) if c.logprobs]
+    scored = engine.score([ScoreRequest(ids, c.token_ids) for ids, c in pairs], fine_tuned=True) if pairs else []
+    return mean_distance([c.logprobs or () for _, c in pairs], scored)
+
+
+def mean_distance(first: Logprobs, second: Logprobs) -> float:
+    """Return the mean absolute difference a token, in nats; NaN where a number is not finite, 0 for no token."""
+    changes = _changes(first, second)
+    return sum(changes) / len(changes) if changes else 0.0
+
+
+def _largest_change(first: Logprobs, second: Logprobs) -> float:
+    changes = _changes(first, second)
+    return max(changes, default=0.0) if all(map(math.isfinite, changes)) else math.nan
+
+
+def _changes(first: Logprobs, second: Logprobs) -> list[float]:
+    return [abs(a - b) for a, b in zip(itertools.chain(*first), itertools.chain(*second), strict=True)]
