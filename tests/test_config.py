@@ -109,6 +109,7 @@ def test_the_smallest_complete_file_loads_with_the_papers_defaults(tmp_path: Pat
         "engine": {
             "kind": "hf", "batch_size": 128, "workers": 1, "ray_address": None, "threads": None,
             "tensor_parallel_size": 1, "gpu_memory_utilization": 0.85, "max_model_len": 4096, "python": None,
+            "reference_check": True,
             "fine_tuned": None, "base": None,
         },
         "run": {"dir": None, "seed": 0, "device": "auto", "dtype": "auto", "trust_remote_code": False},
@@ -620,6 +621,7 @@ ALSO = {
 WHERE_IT_RUNS = {
     "run.dir", "engine.workers", "engine.ray_address", "engine.threads", "engine.tensor_parallel_size",
     "engine.gpu_memory_utilization", "engine.python",
+    "engine.reference_check",
 }  # fmt: skip
 
 

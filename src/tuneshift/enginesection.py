@@ -51,6 +51,11 @@ class EngineSection(Section):
     python: str | None = Field(
         None, description="`vllm`: the Python of the virtual environment that has vLLM; null: this one."
     )
+    reference_check: bool = Field(
+        True,
+        description="`vllm`, `openai`: compare log-probabilities of the seeds with transformers' at start-up, which "
+        "loads the source there once. `false` where it does not fit into one device.",
+    )
     fine_tuned: EndpointSection | None = Field(None, description="`openai`: where F is.")
     base: EndpointSection | None = Field(None, description="`openai`: where B is.")
 

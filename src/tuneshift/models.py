@@ -1,4 +1,4 @@
-"""Loading models, tokenizers and adapters from the Hub, from folders and from GGUF files, with checks.
+"""Loading models and tokenizers from the Hub, from folders and from GGUF files, with checks.
 
 Nothing here runs code that a model repository ships unless `trust_remote_code` was asked for, and weights are
 read from safetensors only. A GGUF file is converted once into a folder of the cache.
@@ -6,16 +6,14 @@ read from safetensors only. A GGUF file is converted once into a folder of the c
 
 from __future__ import annotations
 
-import copy
 import functools
 import hashlib
-import json
 import logging
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,8 +23,7 @@ from tuneshift.errors import ModelError
 
 if TYPE_CHECKING:
     import torch
-    from peft import PeftModel
-    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +53,7 @@ def pick_device(name: str) -> torch.device:
         device = torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
         raise ModelError(
-            f"run.device: {name!r} cannot be used ({_first_line(error)}). Set auto, cpu or cuda."
+            f"run.device: {name!r} cannot be used ({first_line(error)}). Set auto, cpu or cuda."
         ) from error
     if device.index:
         raise ModelError(
@@ -125,7 +122,7 @@ def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> PreTrainedT
     """
     from transformers import AutoTokenizer
 
-    with _loading(path, "tokenizer"):
+    with loading(path, "tokenizer"):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
     if tokenizer.eos_token_id is None:
         raise ModelError(f"{path}: the tokenizer has no EOS token, so a response could never end. Set eos_token.")
@@ -157,12 +154,11 @@ def inspect_causal_lm(path: str, options: LoadOptions) -> PreTrainedModel:
 
 
 def _from_pretrained(path: str, *, trust_remote_code: bool, **placement: Any) -> PreTrainedModel:
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
-    with _loading(path, "model"):
-        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
-        if config.is_encoder_decoder:
-            raise ModelError(f"{path}: an encoder-decoder model. TuneShift moves decoder-only language models.")
+    if read_model_config(path, trust_remote_code=trust_remote_code).is_encoder_decoder:
+        raise ModelError(f"{path}: an encoder-decoder model. TuneShift moves decoder-only language models.")
+    with loading(path, "model"):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             path, trust_remote_code=trust_remote_code, use_safetensors=True, output_loading_info=True, **placement
         )
@@ -176,106 +172,36 @@ def _from_pretrained(path: str, *, trust_remote_code: bool, **placement: Any) ->
     return model
 
 
-def resolve_adapter(reference: str) -> str:
-    """Return a local adapter folder; a Hub id is downloaded, without any file but the adapter's own.
+def read_model_config(path: str, *, trust_remote_code: bool = False) -> PreTrainedConfig:
+    """Return a model's configuration, without its weights.
 
     Raises:
-        ModelError: there is no such folder, or the Hub does not have it.
+        ModelError: it cannot be loaded.
     """
-    path = Path(reference)
-    if path.exists() or path.is_absolute() or not HUB_ID.match(reference):
-        return str(path)
-    from huggingface_hub import snapshot_download
+    from transformers import AutoConfig
 
-    with _loading(reference, "adapter"):
-        return snapshot_download(reference, allow_patterns=["adapter_config.json", "adapter_model.safetensors"])
-
-
-def read_adapter_config(path: str) -> dict[str, Any]:
-    """Return a local adapter's `adapter_config.json`.
-
-    Raises:
-        ModelError: the folder is no PEFT adapter in safetensors form.
-    """
-    folder = Path(path)
-    if not folder.is_dir():
-        raise ModelError(f"{path}: there is no such adapter folder. A PEFT adapter holds adapter_config.json.")
-    for name in ("adapter_config.json", "adapter_model.safetensors"):
-        if not (folder / name).is_file():
-            raise ModelError(f"{path}: {name} is missing. A PEFT adapter folder in safetensors form holds it.")
-    try:
-        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ModelError(
-            f"{folder / 'adapter_config.json'}: not valid JSON ({error}). Save the adapter anew."
-        ) from error
-    if not isinstance(config, dict):
-        raise ModelError(f"{folder / 'adapter_config.json'}: expected a JSON object. Save the adapter anew.")
+    with loading(path, "model"):
+        config: PreTrainedConfig = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
     return config
 
 
-def check_adapter_base(adapter: str, base: str) -> None:
-    """Refuse an adapter whose configuration names another base model.
-
-    Only the last part of the names is compared, since folders move: `org/SmolLM2-135M` equals `/m/SmolLM2-135M`.
-
-    Raises:
-        ModelError: the names differ.
-    """
-    named = str(read_adapter_config(adapter).get("base_model_name_or_path") or "")
-    if named and Path(named).name.lower() != Path(base).name.lower():
-        raise ModelError(
-            f"{adapter}: this adapter was trained for {named!r}, not for {base!r}. Set source.base to that model; "
-            "if it is the same model under another name, set source.same_base: true."
-        )
+def text_ends(configs: Sequence[GenerationConfig | None], tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """Return every id that ends a text: the tokenizer's EOS and those of the models' generation configurations."""
+    listed = [tokenizer.eos_token_id]
+    for config in configs:
+        configured = config.eos_token_id if config else None
+        listed += configured if isinstance(configured, list) else [configured]
+    return frozenset(int(eos) for eos in listed if eos is not None)
 
 
-def attach_adapter(model: PreTrainedModel, adapter: str) -> PeftModel:
-    """Load a PEFT adapter onto `model`, with every weight accounted for.
+def read_generation_config(path: str) -> GenerationConfig | None:
+    """Return a model's generation configuration, `None` where it has none."""
+    from transformers import GenerationConfig
 
-    PEFT only warns when weights of the adapter are missing or unused, and the adapter then works in part.
-
-    Raises:
-        ModelError: weights are missing, left over or of another shape.
-    """
-    from peft import PeftModel, get_peft_model_state_dict
-    from safetensors import safe_open
-
-    read_adapter_config(adapter)
     try:
-        with safe_open(Path(adapter) / "adapter_model.safetensors", framework="pt") as file:
-            found = set(file.keys())
-        peft_model = PeftModel.from_pretrained(model, adapter)
-    except Exception as error:  # a damaged file makes the libraries raise anything
-        raise ModelError(
-            f"{adapter}: does not fit {model.config._name_or_path!r}, or is damaged ({_first_line(error)}). "
-            "Set source.base to the model the adapter was trained for, or copy the adapter anew."
-        ) from error
-    expected = set(get_peft_model_state_dict(peft_model, save_embedding_layers=False))
-    missing, unused = sorted(expected - found), sorted(found - expected - set(peft_model.state_dict()))
-    if missing or unused:
-        raise ModelError(
-            f"{adapter}: {len(missing)} weights are missing (first: {missing[:1]}) and {len(unused)} fit no module "
-            f"(first: {unused[:1]}) of {model.config._name_or_path!r}. The file is damaged or belongs to another "
-            "base; copy the adapter anew or set source.base to its model."
-        )
-    peft_model.eval()
-    return peft_model
-
-
-def merged_copy(model: PreTrainedModel, adapter: str) -> PreTrainedModel | None:
-    """Return a copy of `model` with an adapter added into its weights; `None` for a kind that cannot be merged.
-
-    See `attach_adapter` for what is raised.
-    """
-    adapted = attach_adapter(copy.deepcopy(model), adapter)
-    try:
-        merged: PreTrainedModel = adapted.merge_and_unload(safe_merge=True)
-    except (AttributeError, ValueError, NotImplementedError) as error:
-        logger.info("%s: cannot be merged (%s); it is switched on and off instead", adapter, _first_line(error))
+        return GenerationConfig.from_pretrained(path)
+    except OSError:
         return None
-    merged.eval()
-    return merged
 
 
 def context_length(config: PreTrainedConfig) -> int | None:
@@ -306,7 +232,7 @@ def convert_gguf(path: Path, folder: Path | None = None) -> Path:
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     logger.info("converting %s to safetensors (once)", path.name)
-    with _loading(str(path), "GGUF model"):
+    with loading(str(path), "GGUF model"):
         source = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
     del source.config.quantization_config
@@ -350,21 +276,22 @@ def file_sha256(path: Path) -> str:
 
 
 @contextmanager
-def _loading(path: str, kind: str) -> Iterator[None]:
+def loading(path: str, kind: str) -> Iterator[None]:
     """Translate what the loading libraries raise into a `ModelError`."""
     try:
         yield
     except ModelError:
         raise
     except ImportError as error:
-        raise ModelError(f"{path}: loading this {kind} needs a package: {_first_line(error)}") from error
+        raise ModelError(f"{path}: loading this {kind} needs a package: {first_line(error)}") from error
     except Exception as error:  # a damaged file makes the libraries raise anything
         raise ModelError(
-            f"{path}: the {kind} cannot be loaded ({_first_line(error)}). Check the path or Hub id, and that the "
+            f"{path}: the {kind} cannot be loaded ({first_line(error)}). Check the path or Hub id, and that the "
             "download is complete."
         ) from error
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """Return what an error says, in one line."""
     lines = str(error).strip().splitlines()
     return lines[0][:300] if lines else type(error).__name__

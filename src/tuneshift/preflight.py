@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from tuneshift.adapters import check_adapter_base, read_adapter_config, resolve_adapter
 from tuneshift.config import Config
 from tuneshift.datafiles import Item, Seed, read_items, read_seeds
 from tuneshift.encoding import Reader, encode_prompt
@@ -18,13 +19,7 @@ from tuneshift.engines.base import Decoding
 from tuneshift.engines.source import Source
 from tuneshift.errors import DataError
 from tuneshift.evaluate.tasks import find_metric, grade
-from tuneshift.models import (
-    check_adapter_base,
-    file_sha256,
-    read_adapter_config,
-    resolve_adapter,
-    resolve_model,
-)
+from tuneshift.models import file_sha256, resolve_model
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from tuneshift.adapters import resolve_adapter
 from tuneshift.config import Config, LoadedConfig
 from tuneshift.criteria import Criterion
 from tuneshift.datafiles import Seed
@@ -18,11 +19,13 @@ from tuneshift.distill import TrainingSettings, inspect_target
 from tuneshift.engines.api import ApiSettings, read_secret
 from tuneshift.engines.base import Decoding, Engine, Weights
 from tuneshift.engines.dispatch import HostedModel, cost
+from tuneshift.engines.openai import Endpoint
 from tuneshift.engines.opening import EngineOptions, open_engine
 from tuneshift.engines.source import Source, open_source
+from tuneshift.enginesection import EndpointSection
 from tuneshift.evaluate.evidence import Questions
 from tuneshift.evaluate.tasks import find_metric, metric_digest
-from tuneshift.models import LoadOptions, resolve_adapter, resolve_model
+from tuneshift.models import LoadOptions, resolve_model
 from tuneshift.preflight import Inputs, ModelChecks, check_models, objection
 from tuneshift.progress import Progress
 from tuneshift.prompts.generators import PromptGenerator
@@ -56,7 +59,8 @@ def synthesis_models(loaded: LoadedConfig, inputs: Inputs, progress: Progress) -
     progress.note(f"Checking the target: {config.target.model}")
     target = inspect_target(training_settings(loaded))
     progress.note(f"Loading the source: {config.source.base} with {config.source.adapter or config.source.model}")
-    source = open_run_source(loaded, inputs.seeds, substitute=True)
+    together = _synthesis_engines(config)
+    source = open_run_source(loaded, inputs.seeds, substitute=True, open_at_once=together)
     engine: Engine = source.engine
     try:
         readers = [*(engine.reader for engine in source.engines()), target]
@@ -74,7 +78,7 @@ def synthesis_models(loaded: LoadedConfig, inputs: Inputs, progress: Progress) -
         if hosted is None and config.generator.model not in ("source", "base"):
             own = config.target.model if config.generator.model == "target" else config.generator.model
             progress.note(f"Loading the prompt generator: {own}")
-            engine = open_engine(Weights(own, resolve_model(own)), engine_options(loaded))
+            engine = open_engine(Weights(own, resolve_model(own)), engine_options(loaded, open_at_once=together))
         generator = hosted or prompt_generator(loaded, engine)
         if hosted is None:
             generator.check(seed_texts)
@@ -92,11 +96,11 @@ def synthesis_models(loaded: LoadedConfig, inputs: Inputs, progress: Progress) -
             engine.close()
 
 
-def open_run_source(loaded: LoadedConfig, seeds: Sequence[Seed], *, substitute: bool) -> Source:
+def open_run_source(loaded: LoadedConfig, seeds: Sequence[Seed], *, substitute: bool, open_at_once: int = 1) -> Source:
     """Open F and B as the configuration names them; the canary runs on the seeds. F alone needs no substitute base."""
     return open_source(
         source_weights(loaded),
-        engines=engine_options(loaded),
+        engines=engine_options(loaded, open_at_once=open_at_once),
         canary_prompts=[seed.prompt for seed in seeds],
         same_base=loaded.config.source.same_base,
         substitute_base=loaded.config.source.substitute_base if substitute else None,
@@ -198,17 +202,29 @@ def load_options(loaded: LoadedConfig) -> LoadOptions:
     return LoadOptions(section.device, section.dtype, section.trust_remote_code)
 
 
-def engine_options(loaded: LoadedConfig) -> EngineOptions:
-    """Return what runs the models."""
+def engine_options(loaded: LoadedConfig, *, open_at_once: int = 1) -> EngineOptions:
+    """Return what runs the models, of which `open_at_once` engines share the memory."""
     section = loaded.config.engine
+    settings = section.model_dump(exclude={"gpu_memory_utilization", "fine_tuned", "base"})
     return EngineOptions(
-        kind=section.kind,
+        **settings,
         load=load_options(loaded),
-        batch_size=section.batch_size,
-        workers=section.workers,
-        ray_address=section.ray_address,
-        threads=section.threads,
+        memory=section.gpu_memory_utilization / open_at_once,
+        fine_tuned=_endpoint(section.fine_tuned, "engine.fine_tuned"),
+        base=_endpoint(section.base, "engine.base"),
     )
+
+
+def _endpoint(section: EndpointSection | None, setting: str) -> Endpoint | None:
+    if section is None:
+        return None
+    return Endpoint(section.base_url, section.model, read_secret(section.api_key, setting=f"{setting}.api_key"))
+
+
+def _synthesis_engines(config: Config) -> int:
+    """Return how many engines are open during synthesis: F and B, a substitute base, a generator of its own."""
+    own_generator = config.generator.api is None and config.generator.model not in ("source", "base")
+    return 1 + (config.source.substitute_base is not None) + own_generator
 
 
 def evidence_settings(loaded: LoadedConfig, inputs: Inputs, adapter: Path) -> dict[str, Any]:

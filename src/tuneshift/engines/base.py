@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from tuneshift.encoding import Reader, decode_response, encode_response, truncate_at_stop
+from tuneshift.errors import ModelError
 from tuneshift.run.records import FinishReason
 
 if TYPE_CHECKING:
@@ -98,6 +99,18 @@ class ScoreRequest:
 
     prompt_ids: tuple[int, ...]
     response_ids: tuple[int, ...]
+
+
+def check_ids(reader: Reader, texts: Sequence[Sequence[int]], *, room: int = 0) -> None:
+    """Refuse what a model cannot read: a CPU raises an error of its own, a GPU or a server loses the whole process.
+
+    Raises:
+        ModelError: an id has no embedding, or a text with `room` more tokens does not fit into the context.
+    """
+    for ids in texts:
+        objection = reader.objection(ids, room=room)
+        if objection is not None:
+            raise ModelError(f"In the prompt of {len(ids)} tokens {objection}. Use the model's own tokenizer.")
 
 
 class Engine(Protocol):

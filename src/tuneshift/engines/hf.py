@@ -12,19 +12,19 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from tuneshift.adapters import attach_adapter, merged_copy
 from tuneshift.encoding import Reader
-from tuneshift.engines.base import Completion, Decoding, ScoreRequest, as_completion
+from tuneshift.engines.base import Completion, Decoding, ScoreRequest, as_completion, check_ids
 from tuneshift.engines.batching import BATCH_SIZE, generation_batches, scoring_batches
 from tuneshift.engines.decoding import Row, decode
 from tuneshift.errors import ModelError
 from tuneshift.models import (
     LoadOptions,
-    attach_adapter,
     context_length,
     free_memory,
     load_causal_lm,
     load_tokenizer,
-    merged_copy,
+    text_ends,
     vocabulary_size,
 )
 
@@ -65,7 +65,11 @@ class HfEngine:
         self._batch_size = batch_size
         self._fine_tuned_name: str | None = fine_tuned_model.config._name_or_path if fine_tuned_model else None
         self._parameters = sum(parameter.numel() for parameter in model.parameters())  # before an adapter joins them
-        self.eos_ids = _eos_ids([model, *([fine_tuned_model] if fine_tuned_model else [])], tokenizer)
+        both = [model, *([fine_tuned_model] if fine_tuned_model else [])]
+        self.eos_ids = text_ends([one.generation_config for one in both], tokenizer)
+        self._readable = replace(
+            self.reader, context_length=None
+        )  # longer texts are a matter of quality, not of memory
         # Padding is masked, but it is embedded: an id that exists will do where the tokenizer's has no embedding.
         self._pad_id = min(int(tokenizer.pad_token_id), self.reader.vocabulary_size - 1)
 
@@ -108,7 +112,7 @@ class HfEngine:
         self, prompts: Sequence[Sequence[int]], *, seeds: Sequence[int], decoding: Decoding, fine_tuned: bool
     ) -> list[Completion]:
         """Continue each prompt, in order; equal prompts of a batch are read once."""
-        self._check_ids(prompts)
+        check_ids(self._readable, prompts)
         rows = [Row(tuple(prompt), seed) for prompt, seed in zip(prompts, seeds, strict=True)]
         batches = generation_batches(
             rows,
@@ -124,7 +128,7 @@ class HfEngine:
 
     def score(self, requests: Sequence[ScoreRequest], *, fine_tuned: bool) -> list[tuple[float, ...]]:
         """Return each response token's raw log-probability in nats, with the head on response rows only."""
-        self._check_ids([(*request.prompt_ids, *request.response_ids) for request in requests])
+        check_ids(self._readable, [(*request.prompt_ids, *request.response_ids) for request in requests])
         scores: dict[int, tuple[float, ...]] = {}
         batches = scoring_batches(
             range(len(requests)),
@@ -173,14 +177,6 @@ class HfEngine:
             else:
                 with self._adapted.disable_adapter():
                     yield self._adapted.get_base_model()
-
-    def _check_ids(self, texts: Sequence[Sequence[int]]) -> None:
-        """Refuse ids without an embedding: a CPU raises an error of its own, a GPU loses the whole process."""
-        reader = replace(self.reader, context_length=None)
-        for ids in texts:
-            objection = reader.objection(ids, room=0)
-            if objection is not None:
-                raise ModelError(f"In the prompt of {len(ids)} tokens {objection}. Use the model's own tokenizer.")
 
     def _decode(self, model: Any, rows: Sequence[Row], decoding: Decoding) -> list[Row]:
         tail = 4 + max(map(len, decoding.stop), default=0)  # tokens that surely hold a stop string that just ended
@@ -234,15 +230,6 @@ class HfEngine:
             torch.cuda.empty_cache()
         middle = len(batch) // 2
         return self._halving(batch[:middle], run) + self._halving(batch[middle:], run)
-
-
-def _eos_ids(models: Sequence[PreTrainedModel], tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """Return every id that ends a text: the tokenizer's EOS and those of the models' generation configurations."""
-    listed = [tokenizer.eos_token_id]
-    for model in models:
-        configured = model.generation_config.eos_token_id if model.generation_config else None
-        listed += configured if isinstance(configured, list) else [configured]
-    return frozenset(int(eos) for eos in listed if eos is not None)
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 
 from tuneshift.engines.base import Engine, Weights
 from tuneshift.engines.batching import BATCH_SIZE
-from tuneshift.engines.canary import Canary, Readings, prove, read
+from tuneshift.engines.canary import AGREEMENT, Canary, Logprobs, Readings, mean_distance, prove, read, requests_of
 from tuneshift.engines.hf import HfEngine
-from tuneshift.models import LoadOptions
+from tuneshift.engines.openai import Endpoint, OpenAIEngine
+from tuneshift.engines.vllm import VllmEngine, VllmOptions, check_python
+from tuneshift.models import (
+    LoadOptions,
+    load_tokenizer,
+    read_generation_config,
+    read_model_config,
+    text_ends,
+)
 
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """What runs the models; names, meaning and defaults are those of the configuration's `engine`."""
+    """What runs the models; names, meaning and defaults are those of the configuration's `engine`.
+
+    `memory` is the share of a GPU's memory for one engine: `gpu_memory_utilization`, shared by those open at once.
+    """
 
     kind: str = "hf"
     load: LoadOptions = field(default_factory=LoadOptions)
@@ -22,15 +34,24 @@ class EngineOptions:
     workers: int = 1
     ray_address: str | None = None
     threads: int | None = None
+    tensor_parallel_size: int = 1
+    memory: float = 0.85
+    max_model_len: int = 4096
+    python: str | None = None
+    reference_check: bool = True
+    fine_tuned: Endpoint | None = None
+    base: Endpoint | None = None
 
 
 def open_engine(weights: Weights, options: EngineOptions) -> Engine:
     """Open an engine without proof: for models that have no fine-tuning, and for an adapter that was just trained.
 
     Raises:
-        ModelError: a model cannot be loaded.
+        ModelError: a model cannot be loaded or served.
     """
-    engine = _open_hf(weights, options)
+    if options.kind == "vllm":
+        return _open_vllm(weights, options)
+    engine = _open_hf(weights, options)  # `openai` serves F and B alone
     if weights.adapter is not None:
         engine.attach(weights.adapter)
     return engine
@@ -38,11 +59,49 @@ def open_engine(weights: Weights, options: EngineOptions) -> Engine:
 
 def open_proved(weights: Weights, options: EngineOptions, prompts: Sequence[str]) -> tuple[Engine, Canary]:
     """Open an engine with a fine-tuning, and let it prove itself on `prompts`; see `prove`."""
+    if options.kind != "hf":
+        return _open_served(weights, options, prompts)
     engine = _open_hf(weights, options)
     alone = read(engine, prompts, fine_tuned=False) if weights.adapter is not None else None
     if weights.adapter is not None:
         engine.attach(weights.adapter)
-    return engine, prove(engine, weights, prompts, readings=_readings(engine, prompts), alone=alone)
+    readings = Readings(read(engine, prompts, fine_tuned=False), read(engine, prompts, fine_tuned=True))
+    return engine, prove(engine, weights, prompts, readings=readings, alone=alone)
+
+
+def open_reference(weights: Weights, options: EngineOptions) -> HfEngine:
+    """Open what others are compared with: transformers, and peft with the adapter switched on and off."""
+    engine = _open_hf(weights, options)
+    if weights.adapter is not None:
+        engine.attach(weights.adapter, merge=False)
+    return engine
+
+
+def _open_served(weights: Weights, options: EngineOptions, prompts: Sequence[str]) -> tuple[Engine, Canary]:
+    """Open an engine behind a server; what transformers reads is read before, and its memory freed."""
+    reference = None
+    if options.reference_check and weights.fine_tuning is not None:
+        with closing(open_reference(weights, options)) as hf:
+            reference = Readings(read(hf, prompts, fine_tuned=False), read(hf, prompts, fine_tuned=True))
+    engine = _open_vllm(weights, options) if options.kind == "vllm" else _open_openai(weights, options)
+    try:
+        alone = read(engine, prompts, fine_tuned=False)
+        readings = _read_together(engine, prompts)
+        # A server's rows round by who shares their batch; a leak is as large as what the adapter does.
+        limit = min(AGREEMENT, mean_distance(readings.base, readings.fine_tuned) / 2)
+        canary = prove(engine, weights, prompts, readings=readings, alone=alone, drift_limit=limit, reference=reference)
+        return engine, canary
+    except BaseException:
+        engine.close()
+        raise
+
+
+def _read_together(engine: OpenAIEngine, prompts: Sequence[str]) -> Readings:
+    """Read both sides at the same time, so that the server has rows of both in one batch."""
+    requests = requests_of(engine, prompts)
+    mixed = engine.score_mixed([(request, side) for request in requests for side in (False, True)])
+    base: Logprobs = mixed[0::2]
+    return Readings(base, mixed[1::2])
 
 
 def _open_hf(weights: Weights, options: EngineOptions) -> HfEngine:
@@ -53,5 +112,31 @@ def _open_hf(weights: Weights, options: EngineOptions) -> HfEngine:
     return HfEngine.open(weights.base, load=options.load, fine_tuned=weights.checkpoint, batch_size=options.batch_size)
 
 
-def _readings(engine: Engine, prompts: Sequence[str]) -> Readings:
-    return Readings(read(engine, prompts, fine_tuned=False), read(engine, prompts, fine_tuned=True))
+def _open_vllm(weights: Weights, options: EngineOptions) -> VllmEngine:
+    return VllmEngine(
+        weights,
+        VllmOptions(
+            python=check_python(options.python),
+            load=options.load,
+            tensor_parallel_size=options.tensor_parallel_size,
+            memory=options.memory,
+            max_model_len=options.max_model_len,
+            concurrency=options.batch_size,
+            threads=options.threads,
+        ),
+    )
+
+
+def _open_openai(weights: Weights, options: EngineOptions) -> OpenAIEngine:
+    assert options.base is not None
+    assert options.fine_tuned is not None
+    trust = options.load.trust_remote_code
+    tokenizer = load_tokenizer(weights.checkpoint or weights.base, trust_remote_code=trust)
+    return OpenAIEngine(
+        base=options.base,
+        fine_tuned=options.fine_tuned,
+        tokenizer=tokenizer,
+        vocabulary_size=read_model_config(weights.base, trust_remote_code=trust).get_text_config().vocab_size,
+        eos_ids=text_ends([read_generation_config(weights.base)], tokenizer),
+        concurrency=options.batch_size,
+    )

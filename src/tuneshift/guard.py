@@ -1,0 +1,52 @@
+"""Child processes that never outlive the run, however it ends.
+
+`start` puts this module between the run and its child. It reads its standard input, which the run holds open and never
+writes to: when that ends, because the run closed it or was killed, the child and all of the child's children are ended.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from typing import IO, Any
+
+GRACE = 20.0  # seconds between SIGTERM and SIGKILL: a server ends the processes of its own; a guess
+
+
+def start(command: Sequence[str], *, output: IO[Any], env: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    """Start a command in a session of its own, its stdout and stderr into `output`; `stop` ends it."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "tuneshift.guard", *command],
+        stdin=subprocess.PIPE,
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        env=dict(env),
+        start_new_session=True,
+    )
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """End the command and wait until it is gone."""
+    assert process.stdin is not None
+    process.stdin.close()
+    process.wait()
+
+
+def main() -> None:
+    """Run the command of the arguments until it ends or standard input does."""
+    child = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL)
+    threading.Thread(target=lambda: os._exit(child.wait()), daemon=True).start()
+    sys.stdin.buffer.read()
+    child.terminate()
+    try:
+        child.wait(GRACE)
+    finally:
+        os.killpg(0, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    main()
