@@ -100,7 +100,7 @@ def test_the_smallest_complete_file_loads_with_the_papers_defaults(tmp_path: Pat
         "distill": {
             "r": 8, "lora_alpha": 16, "lora_dropout": 0.05, "target_modules": ["q_proj", "v_proj"],
             "num_train_epochs": 20, "learning_rate": 2e-5, "per_device_train_batch_size": 8,
-            "gradient_accumulation_steps": 1, "trainer_args": {},
+            "gradient_accumulation_steps": 1, "trainer_args": {}, "accelerate": None,
         },
         "evaluation": {
             "data": str(tmp_path / "test.jsonl"), "metric": "exact_match", "pattern": None, "max_new_tokens": None,
@@ -604,7 +604,8 @@ CHANGES = {
     "criterion.count_eos": "true", "distill.r": "4", "distill.lora_alpha": "8", "distill.lora_dropout": "0",
     "distill.target_modules": "all-linear", "distill.num_train_epochs": "3", "distill.learning_rate": "0.001",
     "distill.per_device_train_batch_size": "4", "distill.gradient_accumulation_steps": "2",
-    "distill.trainer_args": "{optim: sgd}", "evaluation.data": "other.jsonl", "evaluation.metric": "numeric",
+    "distill.trainer_args": "{optim: sgd}", "distill.accelerate": "fsdp.yaml", "evaluation.data": "other.jsonl",
+    "evaluation.metric": "numeric",
     "evaluation.pattern": "x+", "evaluation.max_new_tokens": "9", "evaluation.stop": "['###']", "run.seed": "1",
     "run.device": "cpu", "run.dtype": "float32", "run.trust_remote_code": "true",
     "engine.kind": "vllm", "engine.batch_size": "64", "engine.max_model_len": "64",

@@ -79,7 +79,7 @@ def evaluate_again(
         loaded = stored_config(run, ledger, overrides)
     if loaded.config.evaluation is None:
         raise ConfigError(f"{run.path}: no questions are configured. Give --set evaluation.data=FILE.jsonl.")
-    inputs = read_inputs(loaded.config, folder=loaded.folder)
+    inputs = read_inputs(loaded.config, folder=loaded.folder, trains=False)
     trained = {normalize(row["prompt"]) for row in read_rows(run.dataset)}
     asked = [item for item in inputs.items if normalize(item.prompt) not in trained]
     excluded = len(inputs.items) - len(asked)

@@ -170,11 +170,16 @@ class DistillSection(Section):
     )
     num_train_epochs: int = Field(20, ge=1, description="Passes over the kept pairs.")
     learning_rate: float = Field(2e-5, gt=0, description="Peak learning rate, then linear to zero.")
-    per_device_train_batch_size: int = Field(8, ge=1, description="Pairs in a batch.")
+    per_device_train_batch_size: int = Field(8, ge=1, description="Pairs in a batch, on each device.")
     gradient_accumulation_steps: int = Field(1, ge=1, description="Batches in an optimizer step.")
     trainer_args: dict[str, Any] = Field(
         default_factory=dict,
         description="Any other argument of trl's SFTConfig (`report_to`, `bf16`, ...); it wins.",
+    )
+    accelerate: PathText | None = Field(
+        None,
+        description="An `accelerate` configuration file (FSDP 2, or MULTI_GPU): its processes train together, and a "
+        "step learns from that many batches. Null: one device trains.",
     )
 
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from tuneshift.encoding import Reader, encode_prompt, encode_response
 from tuneshift.errors import ConfigError, ModelError
+from tuneshift.launch import train_in_processes
 from tuneshift.models import (
     LoadOptions,
     context_length,
@@ -26,9 +27,11 @@ from tuneshift.models import (
     inspect_causal_lm,
     load_causal_lm,
     load_tokenizer,
+    peak_cuda_memory,
     pick_device,
     vocabulary_size,
 )
+from tuneshift.ranks import adapter_state, agree, even_order, place_weights, with_blank
 
 if TYPE_CHECKING:
     import torch
@@ -47,6 +50,7 @@ TRAINER_DEFAULTS: dict[str, Any] = {
     "bf16": False,  # the frozen weights already have the wanted dtype; the adapter trains in fp32
     "save_strategy": "epoch",
     "save_total_limit": 2,
+    "ddp_find_unused_parameters": False,  # every LoRA layer takes part in every step
     "logging_strategy": "epoch",
     "report_to": "none",
     "disable_tqdm": True,
@@ -58,7 +62,7 @@ SETTINGS_ARGUMENTS = (
 OWN_ARGUMENTS = (
     "output_dir", "use_cpu", "max_steps", "max_length", "packing", "padding_free", "dataset_kwargs", "loss_type",
     "remove_unused_columns", "label_smoothing_factor", "assistant_only_loss", "completion_only_loss", "eos_token",
-    "push_to_hub", "hub_token",
+    "push_to_hub", "hub_token", "average_tokens_across_devices",
 )  # fmt: skip
 """Arguments that no user may set: the run's folder, what would cut or regroup the pairs or change the loss, secrets."""
 
@@ -75,7 +79,8 @@ class Pair:
 class TrainingSettings:
     """How to train; names and meaning are peft's and trl's, defaults the paper's (section H.1).
 
-    `trainer_args` go to trl's `SFTConfig` as they are, and win.
+    `trainer_args` go to trl's `SFTConfig` as they are, and win. `accelerate` is an accelerate configuration file: its
+    processes then train, see `tuneshift.launch`.
     """
 
     target: str
@@ -90,6 +95,7 @@ class TrainingSettings:
     trainer_args: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
     load: LoadOptions = field(default_factory=LoadOptions)
+    accelerate: str | None = None
 
 
 @dataclass(frozen=True)
@@ -98,7 +104,7 @@ class TrainingSummary:
 
     `losses` holds the mean training loss per epoch in nats per response token. `trained_tokens` counts prompt, response
     and EOS tokens over all epochs. `seconds` and `tokens_per_second` are this process's; the latter is `None` where an
-    earlier process trained a part.
+    earlier process trained a part. `peak_cuda_memory_bytes` is that of the first device, `None` without CUDA.
     """
 
     steps: int
@@ -107,6 +113,8 @@ class TrainingSummary:
     seconds: float
     tokens_per_second: float | None
     target_modules: list[str]
+    processes: int = 1
+    peak_cuda_memory_bytes: int | None = None
 
 
 def distill(
@@ -125,17 +133,20 @@ def distill(
     Raises:
         ModelError: a pair does not fit into the target's context, or a target module does not exist.
         ConfigError: a training argument is wrong.
+        TrainingError: the processes of `settings.accelerate` failed.
     """
+    if settings.accelerate is not None:
+        return TrainingSummary(**train_in_processes(pairs, settings, output_dir, checkpoint_dir, on_step=on_step))
     started = time.monotonic()
     tokenizer = load_tokenizer(settings.target, trust_remote_code=settings.load.trust_remote_code)
-    model = load_causal_lm(settings.target, settings.load)
+    arguments = trainer_arguments(settings, checkpoint_dir)  # meets the other ranks, before weights are placed
+    model = load_causal_lm(settings.target, place_weights(settings.load))
     if int(tokenizer.pad_token_id) >= vocabulary_size(model):  # padding is embedded too, though nothing reads it
         tokenizer.pad_token = tokenizer.eos_token
     dataset = tokenize_pairs(pairs, tokenizer, max_length=context_length(model.config))
     peft_model = add_lora(model, settings)
-    arguments = trainer_arguments(settings, checkpoint_dir)
     trainer = make_trainer(peft_model, tokenizer, dataset, arguments, on_step)
-    checkpoint = newest_sealed_checkpoint(checkpoint_dir)
+    checkpoint = agree(lambda: newest_sealed_checkpoint(checkpoint_dir))
     trainer.train(resume_from_checkpoint=checkpoint)
     save_adapter(peft_model, tokenizer, output_dir)
     seconds = time.monotonic() - started
@@ -147,6 +158,8 @@ def distill(
         seconds=seconds,
         tokens_per_second=tokens / seconds if checkpoint is None else None,
         target_modules=sorted({name.rsplit(".", 1)[-1] for name in peft_model.targeted_module_names}),
+        processes=arguments.world_size,
+        peak_cuda_memory_bytes=peak_cuda_memory(),
     )
     del trainer, peft_model, model
     free_memory()  # the trainer's parts refer to each other
@@ -228,10 +241,13 @@ def add_lora(model: PreTrainedModel, settings: TrainingSettings) -> PeftModel:
 
 
 def save_adapter(model: PeftModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Save an adapter with its tokenizer so that after a crash `folder` holds all of it or nothing."""
+    """Save an adapter with its tokenizer so that after a crash `folder` holds all of it or nothing; rank 0 writes."""
+    state = adapter_state(model)
+    if not state:
+        return
     part = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
-    model.save_pretrained(str(part), save_embedding_layers=False)
+    model.save_pretrained(str(part), state_dict=state, save_embedding_layers=False)
     tokenizer.save_pretrained(part)
     for path in part.iterdir():
         with path.open("rb") as file:
@@ -307,9 +323,12 @@ def make_trainer(
     arguments: SFTConfig,
     on_step: Callable[[int, int, float | None], None],
 ) -> SFTTrainer:
-    """Return trl's trainer with the head on response rows; on CUDA its fused head already skips the others."""
+    """Return trl's trainer with the head on response rows; on one CUDA device trl does so itself."""
+    from torch.utils.data import RandomSampler
     from transformers import PrinterCallback
     from trl import SFTTrainer
+
+    ranks = arguments.world_size
 
     class ResponseTrainer(SFTTrainer):
         """See `response_loss`."""
@@ -317,9 +336,16 @@ def make_trainer(
         def compute_loss(
             self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
         ) -> Any:
-            if return_outputs or inputs["input_ids"].is_cuda:
+            if return_outputs or (ranks == 1 and inputs["input_ids"].is_cuda):
                 return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)  # type: ignore[no-untyped-call]
-            return response_loss(model, inputs, num_items_in_batch)
+            # Ranks average their gradients, while `num_items_in_batch` counts the labels of all of them.
+            return response_loss(model, inputs, num_items_in_batch) * ranks
+
+        def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+            sampler = super()._get_train_sampler(train_dataset)
+            if ranks == 1 or not isinstance(sampler, RandomSampler):
+                return sampler
+            return even_order(len(dataset), multiple=ranks * arguments.per_device_train_batch_size)
 
         def floating_point_ops(self, inputs: Any) -> int:
             """Return 0: the estimate walks all modules at every step, and nothing reads it."""
@@ -329,7 +355,7 @@ def make_trainer(
         trainer = ResponseTrainer(
             model=model,
             args=arguments,
-            train_dataset=dataset,
+            train_dataset=dataset if ranks == 1 else with_blank(dataset, int(tokenizer.eos_token_id)),
             processing_class=tokenizer,
             callbacks=[_epoch_callback(on_step)],
         )
@@ -354,13 +380,15 @@ def _epoch_callback(on_step: Callable[[int, int, float | None], None]) -> Any:
             on_step(state.global_step, state.max_steps, self.loss)
 
         def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            _seal(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+            agree(lambda: None)  # every rank has written its part
+            if state.is_world_process_zero:
+                _seal(Path(args.output_dir) / f"checkpoint-{state.global_step}")
 
     return EpochCallback()
 
 
 def _seal(checkpoint: Path) -> None:
-    files = {path.name: file_sha256(path) for path in sorted(checkpoint.iterdir()) if path.is_file()}
+    files = {str(path.relative_to(checkpoint)): file_sha256(path) for path in checkpoint.rglob("*") if path.is_file()}
     (checkpoint / SEAL).write_text(json.dumps(files, indent=1), encoding="utf-8")
 
 

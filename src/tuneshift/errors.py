@@ -6,6 +6,7 @@
     · DataError             a seed, evaluation or prompt file
     · ModelError            a model, adapter or tokenizer
     · GeneratorError        the prompt generator's API: it refuses, keeps failing, or the budget is reached
+    · TrainingError         the processes of a training failed
     · RunDirectoryError     a run directory: missing, in use, damaged
     · NothingKeptError      the criterion kept no candidate; carries the diagnosis
   * ResumeRefused           exit 4: the run directory belongs to another configuration
@@ -39,6 +40,10 @@ class ModelError(UserError):
 
 class GeneratorError(UserError):
     """The prompt generator's API refuses or keeps failing, or the budget is reached; what was paid for is kept."""
+
+
+class TrainingError(UserError):
+    """The processes of a training failed, for example for want of memory; its checkpoints are kept."""
 
 
 class RunDirectoryError(UserError):

@@ -55,7 +55,7 @@ def pick_device(name: str) -> torch.device:
         raise ModelError(
             f"run.device: {name!r} cannot be used ({first_line(error)}). Set auto, cpu or cuda."
         ) from error
-    if device.index:
+    if torch.device(name).index:
         raise ModelError(
             f"run.device: {name!r}: the trainer uses the first visible device. Set run.device: cuda, and "
             f"CUDA_VISIBLE_DEVICES={device.index} in the environment."
@@ -267,6 +267,13 @@ def free_memory() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+def peak_cuda_memory() -> int | None:
+    """Return this process's largest CUDA allocation in bytes, `None` without CUDA."""
+    import torch
+
+    return int(torch.cuda.max_memory_allocated()) if torch.cuda.is_available() else None
 
 
 def file_sha256(path: Path) -> str:

@@ -85,7 +85,7 @@ def transfer(loaded: LoadedConfig, run: RunDirectory, *, progress: Progress = SI
         # 4) Distillation: a LoRA on the target, loss on F's responses (paper, eq. 1).
         if not run.training.exists():
             with timed(ledger, "distill"):
-                distill_run(loaded, run, progress)
+                ledger.raise_peaks({"peak_cuda_memory_bytes": distill_run(loaded, run, progress)})
         shutil.rmtree(run.checkpoints, ignore_errors=True)
 
         # 5) Evidence: T before, T after and F on the same held-out items.
@@ -223,8 +223,8 @@ def synthesis(loaded: LoadedConfig, inputs: Inputs, models: SynthesisModels) -> 
     )
 
 
-def distill_run(loaded: LoadedConfig, run: RunDirectory, progress: Progress) -> None:
-    """Train the target on the kept dataset, and record what the training did once it is done."""
+def distill_run(loaded: LoadedConfig, run: RunDirectory, progress: Progress) -> int | None:
+    """Train the target on the kept dataset, record what the training did, and return its peak CUDA memory in bytes."""
     rows = read_rows(run.dataset)
     progress.note(f"Training a LoRA on {loaded.config.target.model} with {len(rows)} kept pairs")
     with progress.stage(
@@ -243,6 +243,7 @@ def distill_run(loaded: LoadedConfig, run: RunDirectory, progress: Progress) -> 
             on_step=on_step,
         )
     write_json(run.training, asdict(summary))
+    return summary.peak_cuda_memory_bytes
 
 
 def what_it_took(loaded: LoadedConfig, ledger: Ledger) -> dict[str, Any]:

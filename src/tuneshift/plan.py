@@ -17,6 +17,7 @@ from tuneshift.distill import Pair, distill
 from tuneshift.encoding import encode_prompt
 from tuneshift.engines.base import Decoding
 from tuneshift.evaluate.stats import Proportion
+from tuneshift.launch import pairs_per_step
 from tuneshift.pipeline import synthesis
 from tuneshift.preflight import Inputs, read_inputs
 from tuneshift.progress import SILENT, Progress
@@ -71,9 +72,8 @@ def plan(loaded: LoadedConfig, *, progress: Progress = SILENT) -> dict[str, Any]
         per_step = _rehearse(loaded, learnt, Path(folder))
     rate = Proportion(len(kept), len(candidates))
     needed = round(config.synthesis.target_size / rate.accuracy) if kept else None
-    distill_section = config.distill
-    batch = distill_section.per_device_train_batch_size * distill_section.gradient_accumulation_steps
-    steps = -(-config.synthesis.target_size // batch) * distill_section.num_train_epochs
+    settings = training_settings(loaded)
+    steps = -(-config.synthesis.target_size // pairs_per_step(settings)) * settings.num_train_epochs
     tokens = sum(call.generated_tokens for call in calls)
     tokens += sum(response.n_tokens for c in candidates for response in (c.y_f, c.y_b) if response is not None)
     return {
@@ -120,8 +120,8 @@ def _answer_seconds(loaded: LoadedConfig, inputs: Inputs, models: SynthesisModel
 def _rehearse(loaded: LoadedConfig, learnt: list[Pair], folder: Path) -> float:
     """Return the median seconds of a training step, the first (which warms up) left out."""
     settings = training_settings(loaded)
-    batch = settings.per_device_train_batch_size * settings.gradient_accumulation_steps
-    repeated = (learnt * (batch * REHEARSAL_STEPS))[: batch * REHEARSAL_STEPS]
+    needed = pairs_per_step(settings) * REHEARSAL_STEPS
+    repeated = (learnt * needed)[:needed]
     rehearsal = {"save_strategy": "no", "report_to": "none"}
     times: list[float] = []
     distill(

@@ -19,12 +19,13 @@ from tuneshift.engines.base import Decoding
 from tuneshift.engines.source import Source
 from tuneshift.errors import DataError
 from tuneshift.evaluate.tasks import find_metric, grade
+from tuneshift.launch import check_processes
 from tuneshift.models import file_sha256, resolve_model
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """The user's files, read and checked; `digests` holds their sha256 by setting."""
+    """The user's files, read and checked; `digests` holds by setting what a resumed run must find: their sha256."""
 
     seeds: list[Seed]
     items: list[Item]
@@ -41,8 +42,10 @@ class ModelChecks:
     warnings: list[str]
 
 
-def read_inputs(config: Config, *, folder: Path) -> Inputs:
+def read_inputs(config: Config, *, folder: Path, trains: bool = True) -> Inputs:
     """Read seeds and evaluation items, and check every path that the configuration names.
+
+    `trains` tells whether the target is still to be trained, for which this machine needs its devices.
 
     Raises:
         UserError: the first thing that is wrong.
@@ -70,7 +73,12 @@ def read_inputs(config: Config, *, folder: Path) -> Inputs:
             check_adapter_base(adapter, config.source.base)
         read_adapter_config(adapter)
         files["source.adapter"] = Path(adapter) / "adapter_model.safetensors"
-    return Inputs(seeds, items, {name: file_sha256(path) for name, path in files.items()})
+    digests = {name: file_sha256(path) for name, path in files.items()}
+    if config.distill.accelerate is not None and trains:
+        # What else the file says moves no result: a run that lacked memory may go on with another file's text.
+        processes = check_processes(Path(config.distill.accelerate), device=config.run.device)
+        digests["distill.accelerate"] = f"{processes} processes"
+    return Inputs(seeds, items, digests)
 
 
 def objection(prompt: str, readers: Sequence[Reader], *, room: int) -> str | None:

@@ -106,9 +106,11 @@ def _api_usage(usage: dict[str, Any] | None) -> str:
 def _training(training: dict[str, Any]) -> str:
     losses = training["losses"]
     shown = ", ".join(f"{loss:.3f}" for loss in losses)
+    processes = training.get("processes", 1)  # runs of before this was recorded had one
+    together = f" and in {processes} processes" if processes > 1 else ""
     return (
         f"## Training\n\n{training['steps']} steps on {', '.join(training['target_modules'])} in "
-        f"{training['seconds']:.0f} s. Mean loss by epoch, in nats per response token: {shown}."
+        f"{training['seconds']:.0f} s{together}. Mean loss by epoch, in nats per response token: {shown}."
     )
 
 

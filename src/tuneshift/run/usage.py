@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from tuneshift.models import peak_cuda_memory
 from tuneshift.run.ledger import Ledger
 
 
@@ -23,11 +24,13 @@ def timed(ledger: Ledger, stage: str) -> Iterator[None]:
 
 
 def peak_memory() -> dict[str, int | None]:
-    """Return this process's largest resident set, and its largest CUDA allocation (`None` without CUDA), in bytes."""
+    """Return the largest resident set, and this process's largest CUDA allocation (`None` without CUDA), in bytes.
+
+    The resident set is that of one process: of this one, or of one that trained for it.
+    """
     unit = 1 if sys.platform == "darwin" else 1024  # getrusage counts in KiB on Linux
-    torch = sys.modules.get("torch")
-    cuda = torch.cuda.max_memory_allocated() if torch is not None and torch.cuda.is_available() else None
+    largest = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return {
-        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
-        "peak_cuda_memory_bytes": cuda,
+        "peak_memory_bytes": largest * unit,
+        "peak_cuda_memory_bytes": peak_cuda_memory() if "torch" in sys.modules else None,
     }
