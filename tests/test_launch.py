@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 from test_transfer import run_cli
 
 import tuneshift.launch as launch
+from tuneshift.config import load_config
 from tuneshift.demo import prepare_models
 from tuneshift.distill import Pair, TrainingSettings, TrainingSummary, distill, newest_sealed_checkpoint
 from tuneshift.errors import ConfigError, ModelError, TrainingError
@@ -376,6 +377,14 @@ def test_the_shipped_files_are_accepted(files: dict[str, str]) -> None:
     assert check_processes(Path(files["cpu"]), device="cpu") == 2
 
 
+def test_the_70b_example_trains_the_papers_batch_on_its_gpus() -> None:
+    config = load_config(ROOT / "configs/llama3_70b.yaml").config
+    assert config.distill.accelerate == str(ROOT / "configs/fsdp.yaml")
+    processes = read_processes(Path(config.distill.accelerate))
+    assert processes == config.engine.workers * config.engine.tensor_parallel_size == 8
+    assert processes * config.distill.per_device_train_batch_size == 8
+
+
 def test_what_this_machine_lacks_is_refused(files: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match=r"accelerate does not shard on CPUs"):
         check_processes(Path(files["fsdp"]), device="cpu")
@@ -425,7 +434,6 @@ def test_a_wrong_file_is_refused_before_anything_is_made(
 def test_a_run_is_not_continued_with_another_number_of_processes(
     tiny: Tiny, files: dict[str, str], tmp_path: Path
 ) -> None:
-    from tuneshift.config import load_config
     from tuneshift.preflight import read_inputs
 
     path = tmp_path / "accelerate.yaml"
