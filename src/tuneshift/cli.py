@@ -94,6 +94,27 @@ def plan(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = Fals
 
 
 @app.command()
+def size(
+    config: ConfigPath,
+    device: Annotated[str, typer.Option(help="A100-80GB, H100-80GB, MI210 or L40S.")] = "A100-80GB",
+    prompt_tokens: Annotated[int, typer.Option(min=1, help="Tokens of a prompt.")] = 256,
+    keep_rate: Annotated[float, typer.Option(min=0.001, max=1, help="Share of candidates that is kept.")] = 0.2,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compute memory and time on a GPU from the models' configurations alone; reads no weights."""
+    from tuneshift.config import load_config
+
+    loaded = load_config(config, overrides or [])
+    from tuneshift.estimate import estimate
+    from tuneshift.report.sizes import estimate_lines
+
+    _quiet_libraries()
+    found = estimate(loaded, device=device, prompt_tokens=prompt_tokens, keep_rate=keep_rate)
+    _print(found, as_json, estimate_lines)
+
+
+@app.command()
 def reselect(run: RunPath, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Decide a run's candidates again under another criterion, without touching a model."""
     from tuneshift.again import reselect as run_reselect

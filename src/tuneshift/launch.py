@@ -80,6 +80,11 @@ def pairs_per_step(settings: TrainingSettings) -> int:
     return settings.per_device_train_batch_size * settings.gradient_accumulation_steps * processes
 
 
+def is_sharded(path: Path) -> bool:
+    """Tell whether the processes of a file split the weights among them; see `read_processes` for what is raised."""
+    return _kind(_read(path)) == "FSDP"
+
+
 def check_processes(path: Path, *, device: str) -> int:
     """Return what `read_processes` does, once it is clear that this machine has the devices.
 
@@ -97,7 +102,7 @@ def check_processes(path: Path, *, device: str) -> int:
         raise ConfigError(
             f"{path}: use_cpu is {str(config.use_cpu).lower()}, but this run is on {here}. Set use_cpu or run.device."
         )
-    if on_cpu and _kind(config) == "FSDP":
+    if on_cpu and is_sharded(path):
         raise ConfigError(
             f"{path}: accelerate does not shard on CPUs; each process would hold the whole model. Set "
             "distributed_type: MULTI_GPU with use_cpu: true."

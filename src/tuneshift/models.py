@@ -144,6 +144,16 @@ def load_causal_lm(path: str, options: LoadOptions) -> PreTrainedModel:
     return model
 
 
+def read_config(reference: str, *, trust_remote_code: bool = False) -> PreTrainedConfig:
+    """Return a model's configuration, for which a folder needs no weights; see `load_causal_lm` for what is raised."""
+    from transformers import AutoConfig
+
+    path = resolve_model(reference) if reference.endswith(".gguf") else reference
+    with _loading(reference, "configuration"):
+        config: PreTrainedConfig = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+    return config
+
+
 def inspect_causal_lm(path: str, options: LoadOptions) -> PreTrainedModel:
     """Return a model without its values, on torch's meta device, in a moment whatever its size.
 
