@@ -149,7 +149,7 @@ def read_config(reference: str, *, trust_remote_code: bool = False) -> PreTraine
     from transformers import AutoConfig
 
     path = resolve_model(reference) if reference.endswith(".gguf") else reference
-    with _loading(reference, "configuration"):
+    with loading(reference, "model"):
         config: PreTrainedConfig = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
     return config
 
@@ -166,7 +166,7 @@ def inspect_causal_lm(path: str, options: LoadOptions) -> PreTrainedModel:
 def _from_pretrained(path: str, *, trust_remote_code: bool, **placement: Any) -> PreTrainedModel:
     from transformers import AutoModelForCausalLM
 
-    if read_model_config(path, trust_remote_code=trust_remote_code).is_encoder_decoder:
+    if read_config(path, trust_remote_code=trust_remote_code).is_encoder_decoder:
         raise ModelError(f"{path}: an encoder-decoder model. TuneShift moves decoder-only language models.")
     with loading(path, "model"):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -180,19 +180,6 @@ def _from_pretrained(path: str, *, trust_remote_code: bool, **placement: Any) ->
             "random. Copy the model anew."
         )
     return model
-
-
-def read_model_config(path: str, *, trust_remote_code: bool = False) -> PreTrainedConfig:
-    """Return a model's configuration, without its weights.
-
-    Raises:
-        ModelError: it cannot be loaded.
-    """
-    from transformers import AutoConfig
-
-    with loading(path, "model"):
-        config: PreTrainedConfig = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
-    return config
 
 
 def text_ends(configs: Sequence[GenerationConfig | None], tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:

@@ -15,8 +15,8 @@ from tuneshift.engines.vllm import VllmEngine, VllmOptions, check_python
 from tuneshift.models import (
     LoadOptions,
     load_tokenizer,
+    read_config,
     read_generation_config,
-    read_model_config,
     text_ends,
 )
 
@@ -136,7 +136,7 @@ def _open_openai(weights: Weights, options: EngineOptions) -> OpenAIEngine:
         base=options.base,
         fine_tuned=options.fine_tuned,
         tokenizer=tokenizer,
-        vocabulary_size=read_model_config(weights.base, trust_remote_code=trust).get_text_config().vocab_size,
+        vocabulary_size=read_config(weights.base, trust_remote_code=trust).get_text_config().vocab_size,
         eos_ids=text_ends([read_generation_config(weights.base)], tokenizer),
         concurrency=options.batch_size,
     )

@@ -34,8 +34,8 @@ from tuneshift.models import (
     load_tokenizer,
     pick_device,
     pick_dtype,
+    read_config,
     read_generation_config,
-    read_model_config,
     text_ends,
 )
 
@@ -122,7 +122,7 @@ class VllmEngine(OpenAIEngine):
             tokenizer = load_tokenizer(
                 weights.checkpoint or weights.base, trust_remote_code=options.load.trust_remote_code
             )
-            config = read_model_config(weights.base, trust_remote_code=options.load.trust_remote_code)
+            config = read_config(weights.base, trust_remote_code=options.load.trust_remote_code)
             super().__init__(
                 base=base,
                 fine_tuned=fine_tuned,
@@ -218,7 +218,7 @@ def servable(path: str) -> Adapter:
 def server_command(model: str, options: VllmOptions, *, port: int, memory: float, adapter: Adapter | None) -> list[str]:
     """Return the command line of a server; every default that would change numbers is set."""
     device = pick_device(options.load.device)
-    config = read_model_config(model, trust_remote_code=options.load.trust_remote_code)
+    config = read_config(model, trust_remote_code=options.load.trust_remote_code)
     length = min(options.max_model_len, context_length(config) or options.max_model_len)
     settings: dict[str, object] = {
         "model": model,
