@@ -4,11 +4,40 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Self
 
 import torch
 
 from tuneshift.run.manifest import environment
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a model's arithmetic costs, counted from its shapes: one multiplication and one addition a weight."""
+
+    body: int  # weights that every token passes
+    head: int  # weights that a token passes whose logits are wanted
+    attention: int  # operations of one token looking at one other, over all layers
+    cache_bytes: int  # keys and values of one token, over all layers
+    weight_bytes: int
+
+    @classmethod
+    def of(cls, model: Any) -> Self:
+        """Count a transformers model's weights."""
+        config, head = model.config.get_text_config(), model.get_output_embeddings().weight
+        weights = list(model.parameters())  # a tied embedding is listed once
+        table = model.get_input_embeddings().weight
+        looked_up = 0 if table is head else table.numel()
+        size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        per_head = config.num_hidden_layers * size
+        return cls(
+            body=sum(weight.numel() for weight in weights) - head.numel() - looked_up,
+            head=head.numel(),
+            attention=4 * per_head * config.num_attention_heads,
+            cache_bytes=2 * per_head * config.num_key_value_heads * head.element_size(),
+            weight_bytes=sum(weight.numel() * weight.element_size() for weight in weights) - looked_up,
+        )
 
 
 def in_turn(sides: Mapping[str, Callable[[], float]], *, repeats: int) -> dict[str, list[float]]:

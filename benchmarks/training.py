@@ -18,7 +18,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import torch
-from measure import document, gemm_peak, ratio, spread
+from measure import Work, bandwidth, document, gemm_peak, ratio, spread
 
 from tuneshift.distill import Pair, TrainingSettings, add_lora, distill, tokenize_pairs
 from tuneshift.models import LoadOptions, load_causal_lm, load_tokenizer
@@ -104,10 +104,9 @@ def main() -> None:
             rates.setdefault(side, []).append(steps * per_step)
             peaks[side] = max(peak, peaks.get(side, 0))
     model = load_causal_lm(options.model, LoadOptions())
-    head = model.get_output_embeddings().weight.numel()
-    body = sum(parameter.numel() for parameter in model.parameters()) - head
+    work = Work.of(model)
     # LoRA needs no gradients of the frozen weights: forward and backward of activations, 2 operations a weight each.
-    operations = 4 * body + 4 * head * response_tokens / tokens
+    operations = 4 * work.body + 4 * work.head * response_tokens / tokens
     peak = gemm_peak(model.dtype)
     document(
         __doc__.splitlines()[0],
@@ -122,7 +121,10 @@ def main() -> None:
         },
         ratio=ratio(rates["ours"], rates["sft_trainer_defaults"]),
         peak_memory_bytes=peaks,
+        flops={side: spread([figure * operations for figure in figures]) for side, figures in rates.items()},
+        operations_per_weight_byte=operations * per_step / (2 * work.weight_bytes),  # read forwards and backwards
         gemm_peak_flops=peak,
+        memory_bytes_per_second=bandwidth(),
         share_of_gemm_peak={side: spread([f * operations / peak for f in figures]) for side, figures in rates.items()},
         dtype=str(model.dtype).removeprefix("torch."),
     )

@@ -112,7 +112,9 @@ def test_the_smallest_complete_file_loads_with_the_papers_defaults(tmp_path: Pat
             "reference_check": True,
             "fine_tuned": None, "base": None,
         },
-        "run": {"dir": None, "seed": 0, "device": "auto", "dtype": "auto", "trust_remote_code": False},
+        "run": {
+            "dir": None, "seed": 0, "device": "auto", "dtype": "auto", "trust_remote_code": False, "compile": False,
+        },
     }  # fmt: skip
 
 
@@ -611,6 +613,7 @@ CHANGES = {
     "engine.kind": "vllm", "engine.batch_size": "64", "engine.max_model_len": "64",
     "engine.fine_tuned": "{base_url: 'http://h/v1', model: other}",
     "engine.base": "{base_url: 'http://h/v1', model: other}",
+    "run.compile": "true",
 }  # fmt: skip
 ALSO = {
     "source.model": ["source.adapter=null"],

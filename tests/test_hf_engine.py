@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
+import shutil
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -22,6 +24,7 @@ from transformers import (
 )
 
 import tuneshift.engines.batching as batching
+import tuneshift.engines.decoding as decode_module
 from tuneshift.encoding import encode_prompt, encode_response
 from tuneshift.engines.base import Completion, Decoding, ScoreRequest
 from tuneshift.engines.decoding import BLOCK, choose_tokens
@@ -196,6 +199,31 @@ def test_scores_do_not_depend_on_the_batch(name: str, engines: Engines) -> None:
     alone = [engine.score([request], fine_tuned=fine_tuned)[0] for request in requests]
     assert [len(scores) for scores in together] == [len(request.response_ids) for request in requests]
     assert largest_difference(together, alone) < CLOSE
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch compiles for a CPU with a C++ compiler")
+def test_compiled_layers_give_the_same_scores_and_texts(tiny: Tiny, engines: Engines) -> None:
+    plain, _ = engines["llama"]
+    engine = HfEngine.open(str(tiny.llama), load=replace(LOAD, compile=True))
+    engine.attach(str(tiny.adapter))
+    requests = requests_of(engine, RESPONSES)
+    torch._dynamo.utils.counters.clear()
+    for fine_tuned in (False, True):
+        scores, wanted = (e.score(requests, fine_tuned=fine_tuned) for e in (engine, plain))
+        assert largest_difference(scores, wanted) < CLOSE
+    frames = dict(torch._dynamo.utils.counters["frames"])
+    assert frames["ok"] == frames["total"] > 0  # the layers were compiled, without a fallback
+    written, same = (
+        e.generate(encoded(engine), seeds=range(8), decoding=GREEDY, fine_tuned=True) for e in (engine, plain)
+    )
+    assert written == same
+    assert torch._dynamo.utils.counters["frames"] == frames  # decoding compiles nothing
+
+
+def test_compiling_without_a_compiler_is_refused(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(ModelError, match=r"run\.compile: there is no C\+\+ compiler 'no-such-compiler'"):
+        HfEngine.open(str(tiny.llama), load=replace(LOAD, compile=True))
 
 
 def test_scores_come_in_the_order_of_the_requests(engines: Engines, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -489,18 +517,35 @@ def test_a_scoring_batch_holds_alike_lengths_and_the_scores_are_those_of_one_bat
         return original(model, batch)
 
     monkeypatch.setattr(engine, "_score", noting)
+    monkeypatch.setattr(batching, "PADDING", 6)
     scores = engine.score(requests, fine_tuned=False)
-    assert lengths == [[3, 4], [6, 6, 9], [22, 23]]  # the longest is at most 1.5 times the shortest
-    monkeypatch.setattr(batching, "STRETCH", math.inf)
+    assert lengths == [[3, 4, 6, 6], [9], [22, 23]]  # 5, 0 and 1 padded tokens; one row more would make it 17 and 13
+    monkeypatch.setattr(batching, "PADDING", math.inf)
     assert largest_difference(engine.score(requests, fine_tuned=False), scores) < CLOSE
     assert len(lengths[-1]) == len(requests)
+
+
+def test_a_scoring_batch_keeps_to_its_tokens(engines: Engines, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, _ = engines["llama"]
+    requests = [ScoreRequest((5,) * n, (6, 7)) for n in (8, 9, 9, 10)]
+    original, shapes = engine._score, []
+
+    def noting(model: Any, batch: Sequence[ScoreRequest]) -> Any:
+        shapes.append((len(batch), max(len(r.prompt_ids) + len(r.response_ids) for r in batch)))
+        return original(model, batch)
+
+    whole = engine.score(requests, fine_tuned=False)
+    monkeypatch.setattr(engine, "_score", noting)
+    monkeypatch.setattr(batching, "CPU_SCORING_TOKENS", 25)
+    assert largest_difference(engine.score(requests, fine_tuned=False), whole) < CLOSE
+    assert shapes == [(2, 11), (2, 12)]
 
 
 def test_a_scoring_batch_that_does_not_fit_is_halved_and_gives_the_same(
     engines: Engines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine, _ = engines["llama"]
-    monkeypatch.setattr(batching, "STRETCH", math.inf)  # one batch
+    monkeypatch.setattr(batching, "PADDING", math.inf)  # one batch
     requests = requests_of(engine, RESPONSES)[:7]
     whole = engine.score(requests, fine_tuned=True)
     original, sizes = engine._score, []
@@ -522,7 +567,7 @@ def test_an_error_that_halving_does_not_mend_is_raised(
     inner: str, message: str, tries: int, engines: Engines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine, _ = engines["llama"]
-    monkeypatch.setattr(batching, "STRETCH", math.inf)  # one batch
+    monkeypatch.setattr(batching, "PADDING", math.inf)  # one batch
     calls = 0
 
     def fail(*args: Any) -> Any:
@@ -664,6 +709,19 @@ def test_the_log_probability_is_the_raw_one(decoding: Decoding) -> None:
     tokens, logprobs = choose_tokens(rows, uniforms, decoding)
     raw = torch.log_softmax(rows.double(), -1).gather(-1, tokens[:, None])[:, 0]
     assert (logprobs.double() - raw).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("decoding", [Decoding(temperature=0), Decoding(), Decoding(top_k=9, top_p=0.9)])
+def test_tokens_chosen_a_few_rows_at_a_time_are_those_of_all_rows(
+    decoding: Decoding, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = torch.stack([random_logits(1500, seed) for seed in range(20)])
+    uniforms = torch.rand(20, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    whole = choose_tokens(rows, uniforms, decoding)
+    monkeypatch.setattr(decode_module, "CHUNK_BYTES", 3 * 4 * 1500)  # three rows, and two at the end
+    parted = choose_tokens(rows, uniforms, decoding)
+    assert torch.equal(parted[0], whole[0])
+    assert (parted[1] - whole[1]).abs().max() < 1e-5
 
 
 def test_greedy_takes_the_likeliest_token_whatever_the_uniform_number() -> None:

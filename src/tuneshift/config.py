@@ -222,6 +222,10 @@ class RunSection(Section):
         "auto", description="Weights' dtype; `auto` is bfloat16 where the hardware has it, else float32."
     )
     trust_remote_code: bool = Field(False, description="Let a model repository's own Python code run.")
+    compile: bool = Field(
+        False,
+        description="Score with compiled layers: quicker after half a minute of compiling. A CPU needs a C++ compiler.",
+    )
 
 
 SECRET = (("api_key",), ("base_url",))  # a wrong value may hold a key or a password after all, and is not shown

@@ -32,11 +32,12 @@ HUB_ID = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
 
 @dataclass(frozen=True)
 class LoadOptions:
-    """How weights are placed: device and dtype by name, and whether a repository's own code may run."""
+    """How weights are placed and run: device and dtype by name, a repository's own code or not, compiled or not."""
 
     device: str = "auto"
     dtype: str = "auto"
     trust_remote_code: bool = False
+    compile: bool = False
 
 
 def pick_device(name: str) -> torch.device:
@@ -199,6 +200,22 @@ def read_generation_config(path: str) -> GenerationConfig | None:
         return GenerationConfig.from_pretrained(path)
     except OSError:
         return None
+
+
+def compile_layers(model: PreTrainedModel) -> None:
+    """Let torch compile each layer at its first use; equal layers share the machine code, whatever the batch's shape.
+
+    Raises:
+        ModelError: the model runs on a CPU and there is no C++ compiler.
+    """
+    from transformers.modeling_layers import GradientCheckpointingLayer  # what transformers' layers have in common
+
+    compiler = os.environ.get("CXX", "g++")
+    if model.device.type == "cpu" and shutil.which(compiler) is None:
+        raise ModelError(f"run.compile: there is no C++ compiler {compiler!r}. Install one, or set run.compile: false.")
+    for module in model.modules():
+        if isinstance(module, GradientCheckpointingLayer):
+            module.compile(dynamic=True)
 
 
 def context_length(config: PreTrainedConfig) -> int | None:

@@ -199,7 +199,7 @@ def limits_of(loaded: LoadedConfig) -> Limits:
 def load_options(loaded: LoadedConfig) -> LoadOptions:
     """Return how weights are placed."""
     section = loaded.config.run
-    return LoadOptions(section.device, section.dtype, section.trust_remote_code)
+    return LoadOptions(section.device, section.dtype, section.trust_remote_code, section.compile)
 
 
 def engine_options(loaded: LoadedConfig, *, open_at_once: int = 1) -> EngineOptions:

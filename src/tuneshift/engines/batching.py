@@ -14,7 +14,8 @@ from tuneshift.engines.base import ScoreRequest
 
 BATCH_SIZE = 128  # rows; measured, see benchmarks/results/decode.json: 812 tokens/s at 128 rows, 496 at 32
 BATCH_TOKENS = 16_384  # prompt and response tokens of a batch; a guess that keeps a 7B model's cache under 8 GiB
-STRETCH = 1.5  # longest to shortest of a scoring batch; measured: a quarter less time than without a limit
+CPU_SCORING_TOKENS = 4096  # a scoring batch's padded tokens on a CPU; measured: 8,192 take 1.3 times as long a token
+PADDING = 400  # padding tokens of a scoring batch: what a batch costs by itself, measured on two CPU cores
 LOGIT_BYTES = 2**28  # fp32 logits of one scoring batch, 256 MiB: 256 rows of a 262k vocabulary
 
 Item = TypeVar("Item")
@@ -24,11 +25,16 @@ def generation_batches(
     items: Sequence[Item], *, length: Callable[[Item], int], max_new_tokens: int, batch_size: int
 ) -> list[list[Item]]:
     """Return prompts that are continued together; `length` is an item's prompt tokens."""
-    return _batches(items, length=length, extra=max_new_tokens, max_rows=batch_size)
+    return _batches(items, length=length, extra=max_new_tokens, max_rows=batch_size, max_tokens=BATCH_TOKENS)
 
 
 def scoring_batches(
-    items: Sequence[Item], *, request: Callable[[Item], ScoreRequest], vocabulary_size: int, batch_size: int
+    items: Sequence[Item],
+    *,
+    request: Callable[[Item], ScoreRequest],
+    vocabulary_size: int,
+    batch_size: int,
+    on_cpu: bool,
 ) -> list[list[Item]]:
     """Return requests that are scored together, of alike lengths and with bounded logits."""
     return _batches(
@@ -37,7 +43,8 @@ def scoring_batches(
         head_rows=lambda item: len(request(item).response_ids),
         max_head_rows=max(1, LOGIT_BYTES // (4 * vocabulary_size)),
         max_rows=batch_size,
-        stretch=STRETCH,
+        max_tokens=CPU_SCORING_TOKENS if on_cpu else BATCH_TOKENS,
+        padding=PADDING,
     )
 
 
@@ -46,22 +53,23 @@ def _batches(
     *,
     length: Callable[[Item], int],
     max_rows: int,
+    max_tokens: int,
     extra: int = 0,
     head_rows: Callable[[Item], int] = lambda item: 0,
     max_head_rows: int = 0,
-    stretch: float = math.inf,
+    padding: float = math.inf,
 ) -> list[list[Item]]:
-    """Sort by length and cut where a batch would pass its rows, its padded tokens, its head rows or its stretch."""
+    """Sort by length and cut where a batch would pass its rows, its tokens, its head rows or its padding."""
     batches: list[list[Item]] = []
-    used = 0
+    used = real = 0  # head rows and tokens without padding of the last batch
     for item in sorted(items, key=length):  # stable: equal lengths stay in order
         batch = batches[-1] if batches else []
         tokens = (len(batch) + 1) * (length(item) + extra)
-        used += head_rows(item)
-        full = len(batch) == max_rows or tokens > BATCH_TOKENS or 0 < max_head_rows < used
-        if not batch or full or length(item) > stretch * length(batch[0]):
+        used, real = used + head_rows(item), real + length(item) + extra
+        full = len(batch) == max_rows or tokens > max_tokens or 0 < max_head_rows < used
+        if not batch or full or tokens - real > padding:
             batches.append([item])
-            used = head_rows(item)
+            used, real = head_rows(item), length(item) + extra
         else:
             batch.append(item)
     return batches

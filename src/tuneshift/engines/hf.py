@@ -16,10 +16,11 @@ from tuneshift.adapters import attach_adapter, merged_copy
 from tuneshift.encoding import Reader
 from tuneshift.engines.base import Completion, Decoding, ScoreRequest, as_completion, check_ids
 from tuneshift.engines.batching import BATCH_SIZE, generation_batches, scoring_batches
-from tuneshift.engines.decoding import Row, decode
+from tuneshift.engines.decoding import Row, decode, token_logprobs
 from tuneshift.errors import ModelError
 from tuneshift.models import (
     LoadOptions,
+    compile_layers,
     context_length,
     free_memory,
     load_causal_lm,
@@ -46,6 +47,7 @@ class HfEngine:
         name: what the model is called in the manifest.
         fine_tuned_model: a full fine-tuned checkpoint; with `None`, `attach` may add an adapter to the base weights.
         batch_size: the most rows that are run together.
+        compiled: score with compiled layers. Decoding stays as it is: its steps gain nothing (measured).
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class HfEngine:
         name: str,
         fine_tuned_model: PreTrainedModel | None = None,
         batch_size: int = BATCH_SIZE,
+        compiled: bool = False,
     ) -> None:
         self._base: Any = model
         self._fine_tuned: Any = fine_tuned_model
@@ -72,6 +75,8 @@ class HfEngine:
         )  # longer texts are a matter of quality, not of memory
         # Padding is masked, but it is embedded: an id that exists will do where the tokenizer's has no embedding.
         self._pad_id = min(int(tokenizer.pad_token_id), self.reader.vocabulary_size - 1)
+        self._compiled = compiled
+        self._compile(model, fine_tuned_model)
 
     @classmethod
     def open(
@@ -81,7 +86,7 @@ class HfEngine:
         tokenizer = load_tokenizer(fine_tuned or path, trust_remote_code=load.trust_remote_code)
         second = load_causal_lm(fine_tuned, load) if fine_tuned else None
         first = load_causal_lm(path, load)
-        return cls(first, tokenizer, name=path, fine_tuned_model=second, batch_size=batch_size)
+        return cls(first, tokenizer, name=path, fine_tuned_model=second, batch_size=batch_size, compiled=load.compile)
 
     def attach(self, adapter: str, *, merge: bool | None = None) -> None:
         """Add a PEFT adapter; from now on `fine_tuned=True` runs with it and `fine_tuned=False` without it.
@@ -95,6 +100,7 @@ class HfEngine:
         self._fine_tuned = merged_copy(self._base, adapter) if merge else None
         self._adapted = attach_adapter(self._base, adapter) if self._fine_tuned is None else None
         self._fine_tuned_name = adapter
+        self._compile(self._fine_tuned)
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -112,6 +118,8 @@ class HfEngine:
         self, prompts: Sequence[Sequence[int]], *, seeds: Sequence[int], decoding: Decoding, fine_tuned: bool
     ) -> list[Completion]:
         """Continue each prompt, in order; equal prompts of a batch are read once."""
+        import torch
+
         check_ids(self._readable, prompts)
         rows = [Row(tuple(prompt), seed) for prompt, seed in zip(prompts, seeds, strict=True)]
         batches = generation_batches(
@@ -120,7 +128,7 @@ class HfEngine:
             max_new_tokens=decoding.max_new_tokens,
             batch_size=self._batch_size,
         )
-        with self._weights(fine_tuned) as model:
+        with self._weights(fine_tuned) as model, torch.compiler.set_stance("force_eager"):
             for batch in batches:
                 self._halving(batch, lambda part: self._decode(model, part, decoding))
         written = [(row.prompt, row.ids, row.logprobs) for row in rows]
@@ -135,6 +143,7 @@ class HfEngine:
             request=lambda index: requests[index],
             vocabulary_size=self.reader.vocabulary_size,
             batch_size=self._batch_size,
+            on_cpu=self._base.device.type == "cpu",
         )
         with self._weights(fine_tuned) as model:
             for batch in batches:
@@ -151,6 +160,7 @@ class HfEngine:
             "adapter": None if self._fine_tuned_name is None else "switched" if self._adapted else "merged",
             "device": str(self._base.device),
             "dtype": str(self._base.dtype).removeprefix("torch."),
+            "compiled": self._compiled,
             "architecture": type(self._base).__name__,
             "parameters": self._parameters,
         }
@@ -159,6 +169,11 @@ class HfEngine:
         """Free the weights."""
         self._base = self._fine_tuned = self._adapted = None
         free_memory()
+
+    def _compile(self, *models: PreTrainedModel | None) -> None:
+        for model in models:
+            if self._compiled and model is not None:
+                compile_layers(model)
 
     @contextmanager
     def _weights(self, fine_tuned: bool) -> Iterator[Any]:
@@ -204,16 +219,15 @@ class HfEngine:
 
         device, width = model.device, max(len(r.prompt_ids) + len(r.response_ids) for r in requests)
         ids = torch.full((len(requests), width), self._pad_id, device=device)
-        mask, rows = torch.zeros_like(ids), torch.zeros_like(ids, dtype=torch.bool)
+        rows = torch.zeros_like(ids, dtype=torch.bool)
         for line, request in enumerate(requests):
             start, end = len(request.prompt_ids), len(request.prompt_ids) + len(request.response_ids)
             ids[line, :end] = torch.tensor([*request.prompt_ids, *request.response_ids], device=device)
-            mask[line, :end] = 1
             rows[line, start - 1 : end - 1] = True  # the position before a token predicts it
-        logits = model(input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=rows).logits.float()
+        # Padding stands on the right, where no token looks: attention that is plainly causal needs no mask for it.
+        logits = model(input_ids=ids, use_cache=False, logits_to_keep=rows).logits  # [response tokens, V]
         targets = torch.tensor([token for request in requests for token in request.response_ids], device=device)
-        chosen = logits.gather(-1, targets[:, None])[:, 0] - torch.logsumexp(logits, dim=-1)  # [response tokens]
-        parts = chosen.split([len(request.response_ids) for request in requests])
+        parts = token_logprobs(logits, targets).split([len(request.response_ids) for request in requests])
         return [tuple(part.tolist()) for part in parts]
 
     def _halving(self, batch: Sequence[Item], run: Callable[[Sequence[Item]], list[Result]]) -> list[Result]:
