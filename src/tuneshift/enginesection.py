@@ -34,9 +34,13 @@ class EngineSection(Section):
         ge=1,
         description="Rows that are run together, and what a worker is handed at a time. Another size rounds otherwise.",
     )
-    workers: int = Field(1, ge=1, description="Copies of the models that share the work, each a Ray actor; 1: no Ray.")
+    workers: int = Field(
+        1, ge=1, description="Copies of the models that share the work, each a Ray actor; 1: this process, without Ray."
+    )
     ray_address: str | None = Field(
-        None, description="A Ray cluster, `ray://host:10001` or `auto`; null: this machine, for `workers` above 1."
+        None,
+        description="A Ray cluster, `host:6379`, `ray://host:10001` or `auto`, which then also runs a single worker; "
+        "null: this machine, for `workers` above 1.",
     )
     threads: int | None = Field(
         None, ge=1, description="CPU threads of each worker; null: the machine's cores, shared among the workers."
@@ -63,6 +67,6 @@ class EngineSection(Section):
     def _endpoints_go_with_openai(self) -> EngineSection:
         if {self.kind == "openai"} != {self.fine_tuned is not None, self.base is not None}:
             raise ValueError("`kind: openai` and both of `fine_tuned` and `base` go together")
-        if self.kind == "openai" and self.workers > 1:
-            raise ValueError("`kind: openai` has its workers behind the server: leave `workers` at 1")
+        if self.kind == "openai" and (self.workers > 1 or self.ray_address is not None):
+            raise ValueError("`kind: openai` has its workers behind the server: leave `workers` and `ray_address` out")
         return self

@@ -53,6 +53,8 @@ def synthesis_models(loaded: LoadedConfig, inputs: Inputs, progress: Progress) -
     """Open F, B and G, check them against the user's files, and free them at the end."""
     config = loaded.config
     seed_texts = [seed.text for seed in inputs.seeds]
+    if (idle := idle_workers(config)) is not None:
+        progress.note(f"Warning: {idle}")
     hosted = hosted_generator(loaded, progress)
     if hosted is not None:
         hosted.check(seed_texts)  # before any weights are read
@@ -212,6 +214,20 @@ def engine_options(loaded: LoadedConfig, *, open_at_once: int = 1) -> EngineOpti
         memory=section.gpu_memory_utilization / open_at_once,
         fine_tuned=_endpoint(section.fine_tuned, "engine.fine_tuned"),
         base=_endpoint(section.base, "engine.base"),
+    )
+
+
+def idle_workers(config: Config) -> str | None:
+    """Tell that a round has fewer batches than there are workers, and what to do; `None` where all have work."""
+    engine, synthesis = config.engine, config.synthesis
+    prompts = synthesis.calls_per_round * synthesis.per_call
+    batches = -(-prompts // engine.batch_size)
+    if batches >= engine.workers:
+        return None
+    return (
+        f"engine.workers = {engine.workers}, but a round of {prompts} prompts makes {batches} "
+        f"{'batch' if batches == 1 else 'batches'} of up to {engine.batch_size}: set engine.batch_size to "
+        f"{-(-prompts // engine.workers)}, or raise synthesis.calls_per_round"
     )
 
 

@@ -11,14 +11,9 @@ from tuneshift.engines.batching import BATCH_SIZE
 from tuneshift.engines.canary import AGREEMENT, Canary, Logprobs, Readings, mean_distance, prove, read, requests_of
 from tuneshift.engines.hf import HfEngine
 from tuneshift.engines.openai import Endpoint, OpenAIEngine
+from tuneshift.engines.ray import RayEngine
 from tuneshift.engines.vllm import VllmEngine, VllmOptions, check_python
-from tuneshift.models import (
-    LoadOptions,
-    load_tokenizer,
-    read_config,
-    read_generation_config,
-    text_ends,
-)
+from tuneshift.models import LoadOptions, load_tokenizer, read_config, read_generation_config, text_ends
 
 
 @dataclass(frozen=True)
@@ -42,6 +37,11 @@ class EngineOptions:
     fine_tuned: Endpoint | None = None
     base: Endpoint | None = None
 
+    @property
+    def distributed(self) -> bool:
+        """Whether the engine runs in workers rather than in this process."""
+        return self.workers > 1 or self.ray_address is not None
+
 
 def open_engine(weights: Weights, options: EngineOptions) -> Engine:
     """Open an engine without proof: for models that have no fine-tuning, and for an adapter that was just trained.
@@ -49,6 +49,8 @@ def open_engine(weights: Weights, options: EngineOptions) -> Engine:
     Raises:
         ModelError: a model cannot be loaded or served.
     """
+    if options.distributed:
+        return RayEngine(weights, options, open_in_worker)
     if options.kind == "vllm":
         return _open_vllm(weights, options)
     engine = _open_hf(weights, options)  # `openai` serves F and B alone
@@ -59,6 +61,10 @@ def open_engine(weights: Weights, options: EngineOptions) -> Engine:
 
 def open_proved(weights: Weights, options: EngineOptions, prompts: Sequence[str]) -> tuple[Engine, Canary]:
     """Open an engine with a fine-tuning, and let it prove itself on `prompts`; see `prove`."""
+    if options.distributed:
+        workers = RayEngine(weights, options, open_in_worker, prompts)
+        assert workers.canary is not None  # every worker has proved itself
+        return workers, workers.canary
     if options.kind != "hf":
         return _open_served(weights, options, prompts)
     engine = _open_hf(weights, options)
@@ -102,6 +108,13 @@ def _read_together(engine: OpenAIEngine, prompts: Sequence[str]) -> Readings:
     mixed = engine.score_mixed([(request, side) for request in requests for side in (False, True)])
     base: Logprobs = mixed[0::2]
     return Readings(base, mixed[1::2])
+
+
+def open_in_worker(
+    weights: Weights, options: EngineOptions, prompts: Sequence[str] | None
+) -> tuple[Engine, Canary | None]:
+    """Open an engine in this process, with proof where there are `prompts`: what every worker does."""
+    return (open_engine(weights, options), None) if prompts is None else open_proved(weights, options, prompts)
 
 
 def _open_hf(weights: Weights, options: EngineOptions) -> HfEngine:

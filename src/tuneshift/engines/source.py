@@ -137,7 +137,11 @@ def open_source(
     if weights.adapter is not None and not same_base:
         check_adapter_base(weights.adapter, weights.name)
     engine, canary = open_proved(weights, engines, canary_prompts)
-    substitute = (
-        open_engine(Weights(substitute_base, resolve_model(substitute_base)), engines) if substitute_base else None
-    )
+    try:
+        substitute = (
+            open_engine(Weights(substitute_base, resolve_model(substitute_base)), engines) if substitute_base else None
+        )
+    except BaseException:
+        engine.close()
+        raise
     return Source(engine, substitute=substitute, canary=canary)

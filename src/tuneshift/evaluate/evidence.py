@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -72,7 +73,8 @@ def evaluate_arms(
     """Return each arm's outcomes, from its file where there is one; an arm is (how to open it, fine-tuned or not)."""
     opened: dict[Callable[[], Engine], Engine] = {}
     total = len(arms) * len(questions.items)
-    with progress.stage("Evaluation", total=total, unit="answers") as meter:
+    with progress.stage("Evaluation", total=total, unit="answers") as meter, ExitStack() as end:
+        end.callback(_close, opened)
         for number, (arm, (open_engine, fine_tuned)) in enumerate(arms.items()):
             if not _file(folder, arm).exists():
                 if open_engine not in opened:
@@ -88,7 +90,6 @@ def evaluate_arms(
                 )
                 write_atomically(_file(folder, arm), jsonl([asdict(outcome) for outcome in outcomes]))
             meter.update((number + 1) * len(questions.items), arm)
-    _close(opened)
     return {arm: [Outcome(**row) for row in read_jsonl(_file(folder, arm))] for arm in arms}
 
 
