@@ -32,7 +32,7 @@ from tuneshift.engines.base import Decoding, Engine, ScoreRequest, Weights
 from tuneshift.engines.canary import Canary
 from tuneshift.engines.opening import EngineOptions, open_engine, open_in_worker, open_proved
 from tuneshift.engines.ray import RayEngine
-from tuneshift.engines.workers import RETRIES, Layout, placement
+from tuneshift.engines.workers import ATTEMPTS, Layout, placement
 from tuneshift.errors import ConfigError, ModelError
 from tuneshift.models import LoadOptions
 from tuneshift.run.ledger import Ledger
@@ -45,7 +45,11 @@ IN_TWO += ["--set", "engine.workers=2", "--set", "run.device=cpu"]
 DECODING = Decoding(temperature=1, max_new_tokens=16, stop=("n",))
 CANARIES = CORPUS[:3]
 KILLS = 5
-ENDED_SECONDS = 20  # Ray's agents look every few seconds whether the driver is still there
+ENDED_SECONDS = 20
+AGENTS = {
+    "ray::DashboardAgent",
+    "ray::RuntimeEnvAgent",
+}  # Ray's own; after a SIGKILL they try to report it for a minute
 NOTHING = "changes nothing"
 DISAGREE = "disagree on the seed prompts"
 
@@ -208,7 +212,7 @@ def open_and_die(
 
 def test_a_batch_that_ends_its_worker_each_time_is_given_up(workers: RayEngine, tiny: Tiny) -> None:
     engine = RayEngine(Weights("deadly", str(tiny.gemma)), TWO, open_and_die)
-    with pytest.raises(ModelError, match=rf"ended its worker {RETRIES + 1} times.*engine.batch_size, now 4"):
+    with pytest.raises(ModelError, match=rf"ended its worker {ATTEMPTS} times.*engine.batch_size, now 4"):
         engine.generate([[3, 4]], seeds=[0], decoding=DECODING, fine_tuned=False)
     engine.close()
 
@@ -251,8 +255,10 @@ def test_a_worker_that_starts_anew_proves_itself_anew(
     shutil.copy(other / "adapter_model.safetensors", adapter)
     generated(engine)  # what is open stays as it was
     os.kill(pid_of(actors(engine)[0]), signal.SIGKILL)
+    end = time.monotonic() + 60
     with pytest.raises(ModelError, match=rf"{adapter}: the workers on .* and .* {DISAGREE}"):
-        generated(engine)
+        while time.monotonic() < end:
+            generated(engine)  # the other worker does it all, until the new one is there
     engine.close()
 
 
@@ -345,6 +351,13 @@ def test_a_round_with_too_few_batches_is_told(tiny: Tiny, tmp_path: Path, sectio
     assert warning is None if said is None else said in (warning or "")
 
 
+def test_the_others_do_the_work_of_a_worker_that_does_not_come_back(workers: RayEngine, alone: Engine) -> None:
+    import ray
+
+    ray.kill(actors(workers)[0])  # as with a node that is gone: it is not started anew; the last test of these workers
+    assert generated(workers) == generated(alone)
+
+
 # What stays
 
 
@@ -395,7 +408,8 @@ def test_no_process_of_ray_outlives_the_run(tiny: Tiny, tmp_path: Path, ending: 
         printed, told = process.communicate(timeout=120)
     expected = {"done": 0, signal.SIGINT: 130, signal.SIGKILL: -signal.SIGKILL}
     assert process.returncode == expected[ending], told
-    assert soon(lambda: not marked(mark), ENDED_SECONDS), marked(mark)
+    tolerated = AGENTS if ending == signal.SIGKILL else set()
+    assert soon(lambda: set(marked(mark).values()) <= tolerated, ENDED_SECONDS), marked(mark)
     assert "Traceback" not in told
     if ending != "done":
         assert printed == ""

@@ -132,7 +132,7 @@ class RayEngine:
     def _admit(self, opened: Opened) -> None:
         """Compare what a worker read with all that was read before; after the start it replaces one that was lost."""
         if len(self._opened) >= self._options.workers:
-            logger.warning("A worker was lost: %s takes its place, and its batch was run again", opened.place)
+            logger.warning("A worker was lost, and its batch was run again; %s takes its place", opened.place)
         for other in self._opened:
             gap = _distance(other.readings, opened.readings)
             if not gap <= AGREEMENT:

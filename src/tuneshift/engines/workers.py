@@ -1,7 +1,7 @@
 """Workers: processes that hold copies of the models, as Ray actors on this machine or on a cluster.
 
-A pool starts them, hands each call to a free one, and ends them with the last engine. A worker that is lost starts
-anew, opens what the next call names, and runs again what it had; the calls of the others go on.
+A pool starts them, hands each call to a free one, and ends them with the last engine. What a lost worker had goes to
+the next free one; it starts anew, where there is room for it, and opens what the next call names.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import shutil
 import signal
 import socket
 import tempfile
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-RETRIES = 3  # of a call whose worker ended; a guess: what ended four workers will end the fifth
+ATTEMPTS = 4  # at a call whose worker ended; a guess: what ended four workers will end the fifth
 START_SECONDS = 300  # for the workers' processes, without their models; a guess, about 10 on two cores
 CONNECT_SECONDS = 10  # for a cluster's address to answer; a guess
 CLOSE_SECONDS = 5  # for workers to free an engine before they are ended; a guess
@@ -44,7 +44,6 @@ OWN_ENVIRONMENT = {  # of a Ray that serves this run alone
     **ENVIRONMENT,
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # Ray's name for: listen on the loopback address only
     "RAY_AUTH_MODE": "token",
-    "RAY_gcs_rpc_server_reconnect_timeout_s": "5",  # so long Ray's agents outlive a driver that was killed, not 60 s
 }
 
 Opener = Callable[[Weights, "EngineOptions", Sequence[str] | None], tuple[Engine, Canary | None]]
@@ -137,17 +136,19 @@ class Pool:
         self.layout = layout
         self._engines: list[Wanted] = []
         self._end = ExitStack()
-        atexit.register(self._end_all)  # for a program that ends without closing its engines
         try:
             self._ray = _connect(layout.address, self._end)
+            atexit.register(self._end_all)  # for a program that ends without closing its engines
             needs = placement(layout, [node["Resources"] for node in self._ray.nodes() if node["Alive"]])
             self.threads = needs["CPU"]
             actor = self._ray.remote(Worker).options(
-                num_cpus=needs["CPU"], num_gpus=needs["GPU"], max_restarts=-1, max_task_retries=RETRIES
+                num_cpus=needs["CPU"], num_gpus=needs["GPU"], max_restarts=-1, max_task_retries=-1
             )
             self._workers = [actor.remote() for _ in range(layout.workers)]
             self._end.callback(lambda: [self._ray.kill(worker) for worker in self._workers])
-            waiting = wait([worker.place.remote().future() for worker in self._workers], START_SECONDS).not_done
+            self._free: deque[Any] = deque()
+            self._starting = {worker.place.remote().future(): worker for worker in self._workers}
+            waiting = wait(self._starting, START_SECONDS).not_done
             if waiting:
                 raise ConfigError(
                     f"engine.workers = {layout.workers}: {len(waiting)} of them did not start within {START_SECONDS} "
@@ -178,17 +179,32 @@ class Pool:
         """
         if wanted not in self._engines:
             self._engines.append(wanted)
-        waiting, free = deque(range(len(calls))), deque(self._workers)
+        waiting = deque(range(len(calls)))
         running: dict[Future[Reply], tuple[int, Any]] = {}
         replies: dict[int, Reply] = {}
-        while waiting or running:
-            while waiting and free:
-                number, worker = waiting.popleft(), free.popleft()
-                running[worker.run.remote(wanted, calls[number]).future()] = (number, worker)
-            for future in wait(running, return_when=FIRST_COMPLETED).done:  # unlike Ray's own, open to signals
-                number, worker = running.pop(future)
-                replies[number] = self._reply(future, wanted)
-                free.append(worker)
+        lost: Counter[int] = Counter()
+        try:
+            while len(replies) < len(calls):
+                while waiting and self._free:
+                    number, worker = waiting.popleft(), self._free.popleft()
+                    sent = worker.run.options(max_task_retries=0).remote(wanted, calls[number])
+                    running[sent.future()] = (number, worker)
+                for future in self._ended(running):
+                    number, worker = running.pop(future)
+                    error = future.exception()
+                    if error is None or isinstance(error, self._ray.exceptions.RayTaskError):
+                        self._free.append(worker)
+                        if error is not None:
+                            raise error.cause from error
+                        replies[number] = future.result()
+                        continue
+                    self._starting[worker.place.remote().future()] = worker
+                    waiting.appendleft(number)
+                    lost[number] += 1
+                    if lost[number] == ATTEMPTS:
+                        raise _given_up(wanted, error) from error
+        finally:
+            self._free.extend(worker for _, worker in running.values())  # they finish what nobody waits for first
         return [replies[number] for number in range(len(calls))]
 
     def leave(self, wanted: Wanted) -> None:
@@ -200,24 +216,34 @@ class Pool:
             _pools.pop(self.layout, None)
             self._end_all()
 
-    def _reply(self, future: Future[Reply], wanted: Wanted) -> Reply:
-        errors = self._ray.exceptions
-        try:
-            return future.result()
-        except errors.RayTaskError as error:
-            raise error.cause from error
-        except errors.RayError as error:
+    def _ended(self, running: Collection[Future[Reply]]) -> list[Future[Reply]]:
+        """Return the calls that have ended, once any has or a worker has started; signals are heard, unlike in Ray."""
+        limit = None if running else START_SECONDS
+        done = wait([*running, *self._starting], limit, FIRST_COMPLETED).done
+        if not done:
             raise ModelError(
-                f"{wanted.weights.name}: a batch ended its worker {RETRIES + 1} times, and others may share its fate "
-                f"({str(error).strip().splitlines()[0]}). Most often memory runs out: lower engine.batch_size, now "
-                f"{wanted.options.batch_size}, synthesis.max_new_tokens, or engine.workers, each of which holds a "
-                "copy of the models."
-            ) from error
+                f"engine.workers: all of them are lost, and none could start anew within {START_SECONDS} seconds. "
+                "Check that the nodes run (`ray status`); the same command continues the run."
+            )
+        for future in [future for future in self._starting if future.done()]:
+            worker = self._starting.pop(future)
+            if future.exception() is None:  # else it is gone for good
+                self._free.append(worker)
+        return [future for future in running if future in done]
 
     def _end_all(self) -> None:
         atexit.unregister(self._end_all)
         with _uninterrupted():
             self._end.close()
+
+
+def _given_up(wanted: Wanted, error: BaseException) -> ModelError:
+    said = str(error).strip().splitlines()[0]
+    return ModelError(
+        f"{wanted.weights.name}: a batch ended its worker {ATTEMPTS} times ({said}). Most often memory runs out: lower "
+        f"engine.batch_size, now {wanted.options.batch_size}, or synthesis.max_new_tokens, or engine.workers, each of "
+        "which holds a copy of the models."
+    )
 
 
 _pools: dict[Layout, Pool] = {}  # a process has one connection to Ray, whoever opens engines
