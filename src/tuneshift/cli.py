@@ -13,6 +13,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable
+from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -112,6 +113,22 @@ def size(
     _quiet_libraries()
     found = estimate(loaded, device=device, prompt_tokens=prompt_tokens, keep_rate=keep_rate)
     _print(found, as_json, estimate_lines)
+
+
+@app.command()
+def doctor(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Compare the configured engine's numbers with transformers'; exit code 2 where they disagree."""
+    from tuneshift.config import load_config
+
+    loaded = load_config(config, overrides or [])
+    from tuneshift.console import open_progress
+    from tuneshift.doctor import examine
+
+    _quiet_libraries()
+    diagnosis = examine(loaded, progress=open_progress())
+    _print(asdict(diagnosis), as_json, lambda result: diagnosis.lines())
+    if diagnosis.agrees is False:
+        raise typer.Exit(2)
 
 
 @app.command()

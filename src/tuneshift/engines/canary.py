@@ -77,7 +77,7 @@ def prove(
         ModelError: the fine-tuning changes nothing, harms the base, or is not what scores; a number is not finite; or
             the engine and transformers disagree.
     """
-    name, effect = weights.fine_tuning, _largest_change(readings.base, readings.fine_tuned)
+    name, effect = weights.fine_tuning, largest_distance(readings.base, readings.fine_tuned)
     if not math.isfinite(effect):
         raise ModelError(
             f"{name}: F's log-probabilities on the seed prompts are not finite numbers, so its weights are "
@@ -132,7 +132,8 @@ def mean_distance(first: Logprobs, second: Logprobs) -> float:
     return sum(changes) / len(changes) if changes else 0.0
 
 
-def _largest_change(first: Logprobs, second: Logprobs) -> float:
+def largest_distance(first: Logprobs, second: Logprobs) -> float:
+    """Return the largest absolute difference of a token, in nats; NaN where a number is not finite, 0 for no token."""
     changes = _changes(first, second)
     return max(changes, default=0.0) if all(map(math.isfinite, changes)) else math.nan
 
