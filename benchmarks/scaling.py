@@ -1,10 +1,11 @@
-"""Claim: two workers of one thread each answer and score nearly twice the candidates a second of one.
+"""Claim: two workers of one thread each answer and score nearly twice the candidates a second of one process.
 
-    python benchmarks/scaling.py BASE ADAPTER PROMPTS.jsonl [--rows 320] [--batch-size 40] [--repeats 5]
+    python benchmarks/scaling.py BASE ADAPTER PROMPTS.jsonl ... [--rows 320] [--batch-size 40] [--repeats 5]
 
 PROMPTS.jsonl holds {"prompt"} lines. F and B answer every prompt, and F scores the answers: the work of a run's round.
-Sides: one worker and two, each with one thread, in turn over the same prompts; both are open all the time, in one Ray.
-The answers are compared. Prints one JSON document; `efficiency` is the rate of two over twice the rate of one.
+Sides, in turn over the same prompts: this process without Ray, and two workers, with one thread each. Opening and a
+first batch, which warms up, are not timed. The answers are compared. Needs two idle cores. Prints one JSON document;
+`efficiency` is the rate of two over twice the rate of one.
 """
 
 import argparse
@@ -26,13 +27,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("base")
     parser.add_argument("adapter")
-    parser.add_argument("prompts", type=Path)
+    parser.add_argument("prompts", type=Path, nargs="+")
     parser.add_argument("--rows", type=int, default=320)
     parser.add_argument("--batch-size", type=int, default=40)
     parser.add_argument("--max-new-tokens", type=int, default=12)
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
-    prompts = [json.loads(line)["prompt"] for line in options.prompts.read_text().splitlines()][: options.rows]
+    lines = [line for path in options.prompts for line in path.read_text().splitlines()]
+    prompts = [json.loads(line)["prompt"] for line in lines][: options.rows]
     asked = {str(number): prompt for number, prompt in enumerate(prompts)}
     decoding = Decoding(temperature=1, max_new_tokens=options.max_new_tokens, stop=("\n",))
     weights = Weights(options.base, resolve_model(options.base), options.adapter)

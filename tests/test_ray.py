@@ -255,10 +255,8 @@ def test_a_worker_that_starts_anew_proves_itself_anew(
     shutil.copy(other / "adapter_model.safetensors", adapter)
     generated(engine)  # what is open stays as it was
     os.kill(pid_of(actors(engine)[0]), signal.SIGKILL)
-    end = time.monotonic() + 60
-    with pytest.raises(ModelError, match=rf"{adapter}: the workers on .* and .* {DISAGREE}"):  # noqa: PT012
-        while time.monotonic() < end:
-            generated(engine)  # the other worker does it all, until the new one is there
+    with pytest.raises(ModelError, match=rf"{adapter}: the workers on .* and .* {DISAGREE}"):
+        soon(lambda: not generated(engine), 60)  # the other worker does it all, until the new one is there
     engine.close()
 
 
