@@ -1,9 +1,10 @@
 """Claim: the decoding loop is as fast as `generate` at the same batch, and never off the head's fast path.
 
-    python benchmarks/decode.py MODEL_FOLDER [--adapter FOLDER] [--rows 1 8 32 128 256] [--repeats 5]
+    python benchmarks/decode.py MODEL_FOLDER [--adapter FOLDER] [--rows 1 8 32 128 256] [--repeats 5] [--vllm PYTHON]
 
 All sides continue the same prompts greedily for the same number of tokens, in turn: `hf` is the engine, `hf_reference`
-is `generate` with all rows in one batch, `hf_reference_32` `generate` in batches of 32. On CPUs a bf16 head fed with a
+is `generate` with all rows in one batch, `hf_reference_32` `generate` in batches of 32, `vllm` (with `--vllm`) the
+engine on a vLLM server, whose texts may end early: what counts is tokens. On CPUs a bf16 head fed with a
 non-contiguous slice of frozen weights once took 65 s a call instead of 0.04 s: this is where it would show again. A
 step reads all weights and the batch's keys and values once: that is the share of memory bandwidth. The prompts' own
 reading is part of the time, not of the operations. Prints one JSON document.
@@ -16,17 +17,18 @@ from pathlib import Path
 from measure import Work, bandwidth, document, gemm_peak, in_turn, ratio, spread
 
 from tuneshift.encoding import encode_prompt
-from tuneshift.engines.base import Decoding
+from tuneshift.engines.base import Decoding, Engine, Weights
 from tuneshift.engines.batching import BATCH_SIZE
 from tuneshift.engines.decoding import left_pad
 from tuneshift.engines.hf import HfEngine
+from tuneshift.engines.opening import EngineOptions, open_engine
 from tuneshift.models import LoadOptions, resolve_model
 
 NEW_TOKENS = 32
 PROMPT = "Requests to a voice assistant:\n\n- play some jazz\n- book a table for {}\n- what is the weather in {}\n-"
 
 
-def ours(engine: HfEngine, prompts: list[list[int]], fine_tuned: bool) -> int:
+def ours(engine: Engine, prompts: list[list[int]], fine_tuned: bool) -> int:
     decoding = Decoding(temperature=0, max_new_tokens=NEW_TOKENS)
     answers = engine.generate(prompts, seeds=[0] * len(prompts), decoding=decoding, fine_tuned=fine_tuned)
     return sum(len(answer.token_ids) for answer in answers)
@@ -48,6 +50,7 @@ def main() -> None:
     parser.add_argument("--adapter")
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 8, 32, 128, 256])
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--vllm", metavar="PYTHON", help="of an environment with vLLM")
     options = parser.parse_args()
     engine, tuned = HfEngine.open(resolve_model(options.model), load=LoadOptions()), bool(options.adapter)
     if options.adapter:
@@ -64,6 +67,12 @@ def main() -> None:
         "hf_reference_32": lambda prompts: theirs(engine, prompts, tuned, 32),
     }
     batches = {"hf": BATCH_SIZE, "hf_reference": max(options.rows), "hf_reference_32": 32}
+    if options.vllm:
+        path = resolve_model(options.model)
+        served = EngineOptions(kind="vllm", python=options.vllm, batch_size=max(options.rows))
+        server = open_engine(Weights(path, path, options.adapter), served)  # it ends with this process
+        sides["vllm"] = lambda prompts: ours(server, prompts, tuned)
+        batches["vllm"] = max(options.rows)
     results = []
     for rows in options.rows:
         prompts = [encode_prompt(engine.tokenizer, PROMPT.format(n, n)) for n in range(rows)]
