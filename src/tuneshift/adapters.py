@@ -60,6 +60,22 @@ def read_adapter_config(path: str) -> dict[str, Any]:
     return config
 
 
+def weight_names(adapter: str) -> set[str]:
+    """Return the names of a local adapter's weights, such as "base_model.model.lm_head.lora_A.weight".
+
+    Raises:
+        ModelError: the file is damaged.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    file = Path(adapter) / "adapter_model.safetensors"
+    try:
+        with safe_open(file, framework="np") as weights:
+            return set(weights.keys())
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"{file}: is damaged ({first_line(error)}). Copy the adapter anew.") from error
+
+
 def check_adapter_base(adapter: str, base: str) -> None:
     """Refuse an adapter whose configuration names another base model.
 
@@ -85,12 +101,10 @@ def attach_adapter(model: PreTrainedModel, adapter: str) -> PeftModel:
         ModelError: weights are missing, left over or of another shape.
     """
     from peft import PeftModel, get_peft_model_state_dict
-    from safetensors import safe_open
 
     read_adapter_config(adapter)
+    found = weight_names(adapter)
     try:
-        with safe_open(Path(adapter) / "adapter_model.safetensors", framework="pt") as file:
-            found = set(file.keys())
         peft_model = PeftModel.from_pretrained(model, adapter)
     except Exception as error:  # a damaged file makes the libraries raise anything
         raise ModelError(

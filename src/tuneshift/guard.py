@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from typing import IO, Any
 
@@ -37,15 +38,20 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 
 
 def main() -> None:
-    """Run the command of the arguments until it ends or standard input does."""
-    child = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL)
-    threading.Thread(target=lambda: os._exit(child.wait()), daemon=True).start()
-    sys.stdin.buffer.read()
-    child.terminate()
-    try:
-        child.wait(GRACE)
-    finally:
-        os.killpg(0, signal.SIGKILL)
+    """Run the command of the arguments until it ends or standard input does, and exit with its code."""
+    child = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL, process_group=0)
+    threading.Thread(target=_end_with_input, args=[child.pid], daemon=True).start()
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # not reaped yet, so that its group's number stays its own
+    os.killpg(child.pid, signal.SIGKILL)  # whatever it left running
+    code = child.wait()
+    sys.exit(code if code >= 0 else 128 - code)  # as shells tell a signal
+
+
+def _end_with_input(child: int) -> None:
+    os.read(sys.stdin.fileno(), 1)  # nobody writes: it returns at the end
+    os.kill(child, signal.SIGTERM)
+    time.sleep(GRACE)
+    os.kill(child, signal.SIGKILL)
 
 
 if __name__ == "__main__":

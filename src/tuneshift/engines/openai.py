@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from tuneshift.encoding import Reader
 from tuneshift.engines.base import Completion, Decoding, ScoreRequest, as_completion, check_ids
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 IMPOSSIBLE = -9999.0  # JSON has no infinity: vLLM sends this instead
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
 TIMEOUT = 600.0  # seconds for one answer, the time in the server's queue included; a guess
 RETRIES = 4  # the package's own, with its backoff: a server of one's own is seldom busy for long; a guess
 
@@ -70,7 +72,11 @@ class OpenAIEngine:
         self.eos_ids = eos_ids
         self._concurrency = concurrency
         self._clients = {side: _client(endpoint) for side, endpoint in self._endpoints.items() if endpoint is not None}
-        listed = [self._listed(side) for side in self._clients]
+        try:
+            listed = [self._listed(side) for side in self._clients]
+        except BaseException:
+            OpenAIEngine.close(self)
+            raise
         lengths = [int(entry["max_model_len"]) for entry in listed if entry.get("max_model_len")]
         self._reader = Reader(tokenizer, min(lengths, default=None), vocabulary_size)
 
@@ -244,11 +250,13 @@ def _nats(value: float | None) -> float:
 
 def _client(endpoint: Endpoint) -> Any:
     try:
-        from openai import OpenAI
+        from openai import DefaultHttpxClient, OpenAI
     except ImportError as error:
         raise ConfigError(
             "engine.kind: the package `openai` is not installed. Run: pip install 'tuneshift[openai]'."
         ) from error
     # Without a key the package would send that of OPENAI_API_KEY, whoever the server is.
     key = endpoint.api_key or "none"
-    return OpenAI(api_key=key, base_url=endpoint.base_url, timeout=TIMEOUT, max_retries=RETRIES)
+    here = urlsplit(endpoint.base_url).hostname in LOOPBACK
+    http = DefaultHttpxClient(trust_env=not here)  # a proxy of the environment does not see this machine's loopback
+    return OpenAI(api_key=key, base_url=endpoint.base_url, timeout=TIMEOUT, max_retries=RETRIES, http_client=http)

@@ -10,20 +10,20 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
 import urllib.request
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from tuneshift import guard
-from tuneshift.adapters import read_adapter_config, save_merged
+from tuneshift.adapters import read_adapter_config, save_merged, weight_names
 from tuneshift.engines.base import Weights
 from tuneshift.engines.openai import Endpoint, OpenAIEngine
 from tuneshift.errors import ConfigError, ModelError
@@ -39,11 +39,14 @@ from tuneshift.models import (
     text_ends,
 )
 
+VARIANTS = ("alora_invocation_tokens", "arrow_config", "use_bdlora", "kasa_config", "use_qalora")  # peft's fields
 START_SECONDS = 1800.0  # until a server answers: weights of hundreds of gigabytes are read from disk; a guess
 BATCHED_TOKENS = 2048  # a step's tokens: prompt log-probabilities take a row of fp32 logits each, outside its budget
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # vLLM's `max_lora_rank`, to which it pads
 CPU_CACHE_GIB = "2"  # of keys and values a server; a guess. VLLM_CPU_KVCACHE_SPACE in the environment wins
 LOG_LINES = 12  # of a server that does not start
+LOG_PREFIX = re.compile(r"^\(\w+ pid=\d+\) (ERROR \S+ \S+ \[\S+\] )?")
+EXCEPTION = re.compile(r"^[\w.]+(Error|Exception|Exit|Interrupt)\b")  # the line that ends a traceback
 
 
 @dataclass(frozen=True)
@@ -89,25 +92,38 @@ class Server:
             ModelError: it ended, or took too long; the message has the log's last lines.
         """
         health = self.endpoint.base_url.removesuffix("/v1") + "/health"
+        direct = urllib.request.build_opener(
+            urllib.request.ProxyHandler({})
+        )  # no proxy leads to this machine's loopback
         end = time.monotonic() + START_SECONDS
         while time.monotonic() < end and self._process.poll() is None:
             try:
-                with urllib.request.urlopen(health, timeout=5):
+                with direct.open(health, timeout=5):
                     return
-            except (urllib.error.URLError, OSError):
+            except OSError:  # urllib's own errors included
                 time.sleep(0.25)
-        self.stop()
+        guard.stop(self._process)
         self._log.seek(0)
-        lines = [line.rstrip() for line in self._log if "Error" in line] or self._log.readlines()
+        log = [line.rstrip() for line in self._log]
+        self.stop()
         raise ModelError(
             "engine.kind: vllm: the server did not start. The end of its log:\n"
-            + "\n".join(f"  {line[:300]}" for line in lines[-LOG_LINES:])
+            + "\n".join(f"  {line[:300]}" for line in telling(log))
             + "\nCheck engine.python (an environment with vLLM), engine.max_model_len, engine.gpu_memory_utilization."
         )
 
     def stop(self) -> None:
         """End the server and all its processes."""
         guard.stop(self._process)
+        self._log.close()
+
+
+def telling(log: list[str]) -> list[str]:
+    """Return what a log says of a server's end: its exceptions, each once with what follows it, else the last lines."""
+    lines = [LOG_PREFIX.sub("", line) for line in log]
+    ends = [n for n, line in enumerate(lines) if EXCEPTION.match(line)]
+    found = dict.fromkeys(line for n in ends for line in (lines[n], *lines[n + 1 : n + 2]) if line.strip())
+    return (list(found) or lines)[-LOG_LINES:]
 
 
 class VllmEngine(OpenAIEngine):
@@ -184,18 +200,17 @@ def servable(path: str) -> Adapter:
         ModelError: it is of a kind that vLLM refuses, or whose scores it silently gets wrong.
     """
     config = read_adapter_config(path)
-    modules = config.get("target_modules") or []
-    named = [modules] if isinstance(modules, str) else list(modules)
-    patterns = [config.get("rank_pattern") or {}, config.get("alpha_pattern") or {}]
-    head = [name for name in [*named, *patterns[0], *patterns[1]] if "lm_head" in name or "embed" in name]
+    # `target_modules` may be a pattern: the weights tell what it meant.
+    ends = [name for name in weight_names(path) if any(part in name for part in ("lm_head", "embed", "wte"))]
     objections = {
-        "it changes the output layer or the embeddings, whose change vLLM leaves out when it scores": head,
+        "it changes the output layer or the embeddings, whose change vLLM leaves out when it scores": ends,
         "it has whole modules of its own (modules_to_save)": config.get("modules_to_save"),
         "it is no LoRA": (config.get("peft_type") or "LORA") != "LORA",
         "it is a DoRA": config.get("use_dora"),
         "it has biases": config.get("lora_bias") or (config.get("bias") or "none") != "none",
         "it repeats layers": config.get("layer_replication"),
         "it trains single tokens": config.get("trainable_token_indices"),
+        "it is a variant of LoRA (aLoRA, Arrow, BD-LoRA, KaSA, QALoRA)": any(map(config.get, VARIANTS)),
         "it was started from the base's own weights (PiSSA, OLoRA, CorDA, LoftQ)": isinstance(
             init := config.get("init_lora_weights"), str
         )
