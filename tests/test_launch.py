@@ -24,7 +24,7 @@ from test_transfer import run_cli
 import tuneshift.launch as launch
 from tuneshift.config import load_config
 from tuneshift.demo import prepare_models
-from tuneshift.distill import Pair, TrainingSettings, TrainingSummary, distill, newest_sealed_checkpoint
+from tuneshift.distill import Pair, TrainingSettings, TrainingSummary, newest_sealed_checkpoint
 from tuneshift.errors import ConfigError, ModelError, TrainingError
 from tuneshift.launch import check_processes, read_processes
 from tuneshift.models import LoadOptions
@@ -74,7 +74,9 @@ def settings_of(tiny: Tiny, **options: Any) -> TrainingSettings:
 
 
 def train(folder: Path, settings: TrainingSettings, **options: Any) -> TrainingSummary:
-    return distill(PAIRS, settings, output_dir=folder / "adapter", checkpoint_dir=folder / "checkpoints", **options)
+    return launch.train(
+        PAIRS, settings, output_dir=folder / "adapter", checkpoint_dir=folder / "checkpoints", **options
+    )
 
 
 def train_in_two(folder: Path, settings: TrainingSettings, kind: str, path: str, **options: Any) -> TrainingSummary:
@@ -227,11 +229,12 @@ def test_checkpoints_of_another_file_s_processes_are_not_continued(tmp_path: Pat
 PARENT = """
 import json, sys
 from pathlib import Path
-from tuneshift.distill import Pair, TrainingSettings, distill
+from tuneshift.distill import Pair, TrainingSettings
+from tuneshift.launch import train
 from tuneshift.models import LoadOptions
 pairs, settings, folder = json.loads(sys.argv[1])
 settings["load"] = LoadOptions(**settings["load"])
-distill([Pair(**pair) for pair in pairs], TrainingSettings(**settings), output_dir=Path(folder) / "adapter",
+train([Pair(**pair) for pair in pairs], TrainingSettings(**settings), output_dir=Path(folder) / "adapter",
         checkpoint_dir=Path(folder) / "checkpoints", on_step=lambda *step: print(*step, flush=True))
 """
 
@@ -390,7 +393,7 @@ def test_what_this_machine_lacks_is_refused(files: dict[str, str], monkeypatch: 
         check_processes(Path(files["fsdp"]), device="cpu")
     with pytest.raises(ConfigError, match=r"use_cpu is false, but this run is on the CPU"):
         check_processes(ROOT / "configs/fsdp.yaml", device="cpu")
-    monkeypatch.setattr("tuneshift.models.pick_device", lambda name: torch.device("cuda"))
+    monkeypatch.setattr("tuneshift.launch.pick_device", lambda name: torch.device("cuda"))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)  # a machine with GPUs cannot be had here
     with pytest.raises(ConfigError, match=r"num_processes is 8, but 4 CUDA devices are visible"):
         check_processes(ROOT / "configs/fsdp.yaml", device="cuda")

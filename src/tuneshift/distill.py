@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 
 from tuneshift.encoding import Reader, encode_prompt, encode_response
 from tuneshift.errors import ConfigError, ModelError
-from tuneshift.launch import train_in_processes
 from tuneshift.models import (
     LoadOptions,
     context_length,
@@ -125,7 +124,7 @@ def distill(
     checkpoint_dir: Path,
     on_step: Callable[[int, int, float | None], None] = lambda done, total, loss: None,
 ) -> TrainingSummary:
-    """Train a LoRA on the target and save it under `output_dir`.
+    """Train a LoRA on the target in this process, or as one of its ranks, and save it under `output_dir`.
 
     A stopped training continues at the last epoch that `checkpoint_dir` holds. `on_step` is told (steps done, steps in
     all, newest mean loss in nats per token).
@@ -133,10 +132,7 @@ def distill(
     Raises:
         ModelError: a pair does not fit into the target's context, or a target module does not exist.
         ConfigError: a training argument is wrong.
-        TrainingError: the processes of `settings.accelerate` failed.
     """
-    if settings.accelerate is not None:
-        return TrainingSummary(**train_in_processes(pairs, settings, output_dir, checkpoint_dir, on_step=on_step))
     started = time.monotonic()
     tokenizer = load_tokenizer(settings.target, trust_remote_code=settings.load.trust_remote_code)
     arguments = trainer_arguments(settings, checkpoint_dir)  # meets the other ranks, before weights are placed

@@ -1,6 +1,6 @@
-"""Step 4 in several processes: `accelerate launch` starts them, and each calls `tuneshift.distill.distill`.
+"""Step 4 in one process or several: then `accelerate launch` starts them, and each calls `tuneshift.distill.distill`.
 
-This module is both ends. `train_in_processes` starts the launcher and listens; `main` is what each process runs. What
+This module is both ends. `train` starts the launcher and listens; `main` is what each process runs. What
 they say comes as JSON lines on the launcher's stdout; all else that they print goes to a log. The launcher's stdin is a
 pipe into which nothing is written: its end tells the processes that whoever wanted the training is gone, however it
 ended, and they end at once, so that none is left behind with a GPU or a checkpoint half written.
@@ -20,15 +20,14 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 
 import tuneshift.errors
+from tuneshift.distill import Pair, TrainingSettings, TrainingSummary, distill
 from tuneshift.errors import ConfigError, TrainingError, UserError
-
-if TYPE_CHECKING:
-    from tuneshift.distill import Pair, TrainingSettings
+from tuneshift.models import LoadOptions, pick_device
 
 WORKER = ("-m", "tuneshift.launch")
 KINDS = ("FSDP", "MULTI_GPU")
@@ -93,8 +92,6 @@ def check_processes(path: Path, *, device: str) -> int:
     """
     import torch
 
-    from tuneshift.models import pick_device
-
     processes, config = read_processes(path), _read(path)
     on_cpu = pick_device(device).type == "cpu"
     if config.use_cpu != on_cpu:
@@ -137,21 +134,21 @@ def _launcher_arguments() -> set[str]:
     return {action.dest for action in launch_command_parser()._actions}
 
 
-def train_in_processes(
+def train(
     pairs: Sequence[Pair],
     settings: TrainingSettings,
+    *,
     output_dir: Path,
     checkpoint_dir: Path,
-    *,
-    on_step: Callable[[int, int, float | None], None],
-) -> dict[str, Any]:
-    """Do what `tuneshift.distill.distill` does in the processes of `settings.accelerate`; return its summary's fields.
+    on_step: Callable[[int, int, float | None], None] = lambda done, total, loss: None,
+) -> TrainingSummary:
+    """Do what `tuneshift.distill.distill` does, in the processes of `settings.accelerate` where there are any.
 
     Raises:
         UserError: what one of the processes raised. TrainingError: they ended in another way.
     """
-    from tuneshift.models import pick_device
-
+    if settings.accelerate is None:
+        return distill(pairs, settings, output_dir=output_dir, checkpoint_dir=checkpoint_dir, on_step=on_step)
     config, log = _copied_config(Path(settings.accelerate or ""), checkpoint_dir), checkpoint_dir / "log.txt"
     load = replace(settings.load, device=pick_device(settings.load.device).type)  # each process has a device of its own
     job = {
@@ -186,7 +183,7 @@ def train_in_processes(
             f"{settings.accelerate}: the training's processes ended with code {code}:\n{shown}\nThe same command goes "
             f"on from the last whole epoch. All that the processes said is in {log}."
         )
-    return dict(said["summary"])
+    return TrainingSummary(**said["summary"])
 
 
 def _copied_config(path: Path, checkpoint_dir: Path) -> Path:
@@ -239,9 +236,6 @@ def main() -> None:
 
     import torch
     from accelerate import PartialState
-
-    from tuneshift.distill import Pair, TrainingSettings, distill
-    from tuneshift.models import LoadOptions
 
     job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     settings = job["settings"] | {"load": LoadOptions(**job["settings"]["load"])}

@@ -18,11 +18,11 @@ from tuneshift.config import LoadedConfig
 from tuneshift.criteria import Criterion, calibrate_tau, decide, may_keep
 from tuneshift.datafiles import Seed
 from tuneshift.dataset import kept_rows, pairs, read_rows
-from tuneshift.distill import distill
 from tuneshift.engines.base import Decoding
 from tuneshift.engines.source import Source
 from tuneshift.errors import NothingKeptError
 from tuneshift.evaluate.evidence import gather_evidence
+from tuneshift.launch import train
 from tuneshift.preflight import Inputs, read_inputs
 from tuneshift.progress import SILENT, Progress
 from tuneshift.prompts.generators import PoolItem, PromptGenerator
@@ -235,7 +235,7 @@ def distill_run(loaded: LoadedConfig, run: RunDirectory, progress: Progress) -> 
             shown = f", loss {loss:.3f} nats per token" if loss is not None else ""
             meter.update(meter.total * done // total, f"step {done} of {total}{shown}")
 
-        summary = distill(
+        summary = train(
             pairs(rows),
             training_settings(loaded),
             output_dir=run.adapter,

@@ -13,11 +13,11 @@ from typing import Any
 
 from tuneshift.config import LoadedConfig
 from tuneshift.dataset import kept_rows, pairs
-from tuneshift.distill import Pair, distill
+from tuneshift.distill import Pair
 from tuneshift.encoding import encode_prompt
 from tuneshift.engines.base import Decoding
 from tuneshift.evaluate.stats import Proportion
-from tuneshift.launch import pairs_per_step
+from tuneshift.launch import pairs_per_step, train
 from tuneshift.pipeline import synthesis
 from tuneshift.preflight import Inputs, read_inputs
 from tuneshift.progress import SILENT, Progress
@@ -124,7 +124,7 @@ def _rehearse(loaded: LoadedConfig, learnt: list[Pair], folder: Path) -> float:
     repeated = (learnt * needed)[:needed]
     rehearsal = {"save_strategy": "no", "report_to": "none"}
     times: list[float] = []
-    distill(
+    train(
         repeated,
         replace(settings, num_train_epochs=1, trainer_args={**settings.trainer_args, **rehearsal}),
         output_dir=folder / "rehearsal",
