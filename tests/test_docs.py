@@ -33,6 +33,15 @@ def test_the_readme_configuration_loads_as_written() -> None:
     assert loaded.config.seeds == str(ROOT / "examples/snips/seeds.jsonl")
 
 
+@pytest.mark.parametrize("kind", ["vllm", "openai"])
+def test_the_configurations_of_the_engines_document_load_as_written(kind: str) -> None:
+    blocks = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/engines.md").read_text(encoding="utf-8"), re.DOTALL)
+    configs = [check_config(yaml.safe_load(b), folder=ROOT, name="engines", shown_as="engines.md") for b in blocks]
+    (found,) = [loaded.config.engine for loaded in configs if loaded.config.engine.kind == kind]
+    assert found.python == {"vllm": str(ROOT / ".venv-vllm/bin/python"), "openai": None}[kind]
+    assert (found.base is None) == (kind == "vllm")
+
+
 @pytest.mark.parametrize("path", sorted(ROOT.glob("examples/**/*.yaml")), ids=lambda path: path.name)
 def test_every_example_configuration_loads(path: Path) -> None:
     config = load_config(path).config

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import os.path
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, ValidationInfo, model_validator
 
 from tuneshift.apisection import BaseUrl, KeyVariable, Section
+
+
+def _python_from_folder(value: str, info: ValidationInfo) -> str:
+    """Make a path absolute, from the configuration's folder; a link stays one, as a virtual environment has them."""
+    folder = str((info.context or {}).get("folder", "."))
+    return os.path.abspath(os.path.join(folder, os.path.expanduser(value)))
 
 
 class EndpointSection(Section):
@@ -52,8 +59,8 @@ class EngineSection(Section):
     max_model_len: int = Field(
         4096, ge=16, description="`vllm`: tokens of a prompt with its response; at most the model's own context."
     )
-    python: str | None = Field(
-        None, description="`vllm`: the Python of the virtual environment that has vLLM; null: this one."
+    python: Annotated[str, AfterValidator(_python_from_folder)] | None = Field(
+        None, description="`vllm`: path of the Python of the virtual environment that has vLLM; null: this one."
     )
     reference_check: bool = Field(
         True,

@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 import urllib.request
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -92,9 +93,8 @@ class Server:
             ModelError: it ended, or took too long; the message has the log's last lines.
         """
         health = self.endpoint.base_url.removesuffix("/v1") + "/health"
-        direct = urllib.request.build_opener(
-            urllib.request.ProxyHandler({})
-        )  # no proxy leads to this machine's loopback
+        no_proxy = urllib.request.ProxyHandler({})  # none leads to this machine's loopback
+        direct = urllib.request.build_opener(no_proxy)
         end = time.monotonic() + START_SECONDS
         while time.monotonic() < end and self._process.poll() is None:
             try:
@@ -103,14 +103,17 @@ class Server:
             except OSError:  # urllib's own errors included
                 time.sleep(0.25)
         guard.stop(self._process)
-        self._log.seek(0)
-        log = [line.rstrip() for line in self._log]
-        self.stop()
         raise ModelError(
-            "engine.kind: vllm: the server did not start. The end of its log:\n"
-            + "\n".join(f"  {line[:300]}" for line in telling(log))
-            + "\nCheck engine.python (an environment with vLLM), engine.max_model_len, engine.gpu_memory_utilization."
+            f"engine.kind: vllm: the server did not start. The end of its log:\n{self.last_words()}\n"
+            "Check engine.python (an environment with vLLM), engine.max_model_len, engine.gpu_memory_utilization."
         )
+
+    def last_words(self) -> str | None:
+        """Return what the log of a server that has ended says; `None` while it runs."""
+        if self._process.poll() is None:
+            return None
+        self._log.seek(0)
+        return "\n".join(f"  {line[:300]}" for line in telling([line.rstrip() for line in self._log]))
 
     def stop(self) -> None:
         """End the server and all its processes."""
@@ -167,6 +170,18 @@ class VllmEngine(OpenAIEngine):
         """Close the connections and end the servers."""
         super().close()
         self._stop()
+
+    def _call(self, side: bool, call: Callable[[Any], Any]) -> dict[str, Any]:
+        try:
+            return super()._call(side, call)
+        except ModelError as error:
+            said = [words for server in self._servers if (words := server.last_words()) is not None]
+            if not said:
+                raise
+            raise ModelError(
+                f"engine.kind: vllm: a server ended in the middle of the run. The end of its log:\n{said[0]}\n"
+                "Most often memory runs out: lower engine.batch_size or engine.max_model_len. The same command goes on."
+            ) from error
 
     def _start(self, weights: Weights, options: VllmOptions) -> tuple[Endpoint, Endpoint | None]:
         on_cpu = pick_device(options.load.device).type == "cpu"
