@@ -287,8 +287,8 @@ def test_a_server_that_gives_the_bases_rows_the_adapter_is_refused(faulty: Fault
 def test_an_output_layers_adapter_ends_a_server_on_a_cpu_which_is_told(faulty: Faulty, weights: Weights) -> None:
     """On a GPU vLLM leaves an output layer's adapter out of prompt log-probabilities, and the canary's gap shows it.
 
-    On a CPU 0.32 does otherwise: with adapters that may change the output layer, as those of Llamas may, two prompts that
-    are scored at once end the server, whatever the adapter changes. One at a time, both numbers have the adapter.
+    On a CPU 0.32 does otherwise: on a Llama, whose output layer adapters may change, two prompts scored at once
+    end the server, whatever the adapter changes. One at a time, both numbers have the adapter.
     """
     changed = replace(weights, adapter=faulty.changed_head)
     assert open_at(faulty.head, changed, "H", batch_size=1).scoring_gap < AGREEMENT

