@@ -77,7 +77,8 @@ def prove(
         ModelError: the fine-tuning changes nothing, harms the base, or is not what scores; a number is not finite; or
             the engine and transformers disagree.
     """
-    name, effect = weights.fine_tuning, largest_distance(readings.base, readings.fine_tuned)
+    base = readings.base if alone is None else alone  # beside a leaking adapter the base would equal F
+    name, effect = weights.fine_tuning, largest_distance(base, readings.fine_tuned)
     if not math.isfinite(effect):
         raise ModelError(
             f"{name}: F's log-probabilities on the seed prompts are not finite numbers, so its weights are "

@@ -94,7 +94,7 @@ def _open_served(weights: Weights, options: EngineOptions, prompts: Sequence[str
         alone = read(engine, prompts, fine_tuned=False)
         readings = _read_together(engine, prompts)
         # A server's rows round by who shares their batch; a leak is as large as what the adapter does.
-        limit = min(AGREEMENT, mean_distance(readings.base, readings.fine_tuned) / 2)
+        limit = min(AGREEMENT, mean_distance(alone, readings.fine_tuned) / 2)
         canary = prove(engine, weights, prompts, readings=readings, alone=alone, drift_limit=limit, reference=reference)
         return engine, canary
     except BaseException:
