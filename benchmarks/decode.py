@@ -25,6 +25,7 @@ from tuneshift.engines.opening import EngineOptions, open_engine
 from tuneshift.models import LoadOptions, resolve_model
 
 NEW_TOKENS = 32
+SETTLE = 2.0  # seconds before a side's turn: a server's threads spin for a while after theirs
 PROMPT = "Requests to a voice assistant:\n\n- play some jazz\n- book a table for {}\n- what is the weather in {}\n-"
 
 
@@ -80,6 +81,7 @@ def main() -> None:
         operations = 2 * (work.body + work.head) + work.attention * context
 
         def rate(name, prompts=prompts) -> float:
+            time.sleep(SETTLE)
             started = time.perf_counter()
             tokens = sides[name](prompts)
             return tokens / (time.perf_counter() - started)
