@@ -20,7 +20,8 @@ from measure import Work, bandwidth, document, gemm_peak, in_turn, ratio, spread
 
 from tuneshift.encoding import encode_prompt, encode_response
 from tuneshift.engines.base import ScoreRequest
-from tuneshift.engines.hf import CPU_SCORING_TOKENS, HfEngine
+from tuneshift.engines.batching import CPU_SCORING_TOKENS
+from tuneshift.engines.hf import HfEngine
 from tuneshift.models import LoadOptions, resolve_model
 
 DATA = Path(__file__).parents[1] / "examples/snips/test.jsonl"

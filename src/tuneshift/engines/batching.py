@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from tuneshift.engines.base import ScoreRequest
 
-BATCH_SIZE = 128  # rows; measured, see benchmarks/results/decode.json: 812 tokens/s at 128 rows, 496 at 32
+BATCH_SIZE = 128  # rows; measured, see benchmarks/results/decode.json: 856 tokens/s at 128 rows, 461 at 32
 BATCH_TOKENS = 16_384  # prompt and response tokens of a batch; a guess that keeps a 7B model's cache under 8 GiB
 CPU_SCORING_TOKENS = 4096  # a scoring batch's padded tokens on a CPU; measured: 8,192 take 1.3 times as long a token
 PADDING = 400  # padding tokens of a scoring batch: what a batch costs by itself, measured on two CPU cores
