@@ -15,7 +15,7 @@ from test_transfer import run_cli
 
 from tuneshift.encoding import encode_prompt
 from tuneshift.engines.base import Decoding, ScoreRequest, Weights
-from tuneshift.engines.canary import AGREEMENT
+from tuneshift.engines.canary import AGREEMENT, Readings
 from tuneshift.engines.openai import Endpoint, OpenAIEngine, read_choice
 from tuneshift.engines.opening import EngineOptions, open_proved
 from tuneshift.errors import ModelError
@@ -174,3 +174,11 @@ def test_a_whole_transfer_behind_a_server_keeps_what_one_in_this_process_keeps(t
     ours, theirs = ([(row["prompt"], row["response"]) for row in map(json.loads, lines)] for lines in kept)
     assert theirs == ours
     assert len(ours) > 5
+
+
+def test_two_readings_are_as_far_apart_as_their_worse_side_and_a_nan_is_never_near() -> None:
+    first = Readings([(-1.0, -2.0)], [(-1.0,)])
+    assert first.distance(Readings([(-1.5, -2.0)], [(-4.0,)])) == 3.0
+    assert first.distance(Readings([(-1.0, -2.0)], [(-4.0,)])) == 3.0
+    for broken in (Readings([(-1.0, math.nan)], [(-1.0,)]), Readings([(-1.0, -2.0)], [(math.nan,)])):
+        assert math.isnan(first.distance(broken))

@@ -30,6 +30,11 @@ class Readings:
     base: Logprobs
     fine_tuned: Logprobs
 
+    def distance(self, other: Readings) -> float:
+        """Return the larger of both sides' mean distances in nats a token; NaN where a number is not finite."""
+        sides = [mean_distance(self.base, other.base), mean_distance(self.fine_tuned, other.fine_tuned)]
+        return max(sides) if all(map(math.isfinite, sides)) else math.nan
+
 
 @dataclass(frozen=True)
 class Canary:
@@ -107,7 +112,7 @@ def prove(
         )
     if reference is None:
         return canary
-    gap = max(mean_distance(readings.base, reference.base), mean_distance(readings.fine_tuned, reference.fine_tuned))
+    gap = readings.distance(reference)
     if not gap <= AGREEMENT:
         raise ModelError(
             f"{name}: the engine and transformers disagree on the seed prompts by {gap:.2g} nats a token on average; "

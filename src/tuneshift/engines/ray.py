@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from tuneshift.encoding import Reader
 from tuneshift.engines.base import Completion, Decoding, ScoreRequest, Weights
 from tuneshift.engines.batching import generation_batches, scoring_batches
-from tuneshift.engines.canary import AGREEMENT, Canary, Readings, mean_distance
+from tuneshift.engines.canary import AGREEMENT, Canary
 from tuneshift.engines.workers import Call, Layout, Opened, Opener, Pool, Wanted
 from tuneshift.errors import ModelError
 
@@ -134,7 +134,9 @@ class RayEngine:
         if len(self._opened) >= self._options.workers:
             logger.warning("A worker was lost, and its batch was run again; %s takes its place", opened.place)
         for other in self._opened:
-            gap = _distance(other.readings, opened.readings)
+            if other.readings is None or opened.readings is None:
+                continue  # a model without a fine-tuning proves nothing
+            gap = other.readings.distance(opened.readings)
             if not gap <= AGREEMENT:
                 raise ModelError(
                     f"{self._wanted.weights.fine_tuning}: the workers on {other.place} and {opened.place} disagree on "
@@ -143,13 +145,6 @@ class RayEngine:
                     "them during the run."
                 )
         self._opened.append(opened)
-
-
-def _distance(first: Readings | None, second: Readings | None) -> float:
-    """Return the larger of both sides' mean distances in nats; 0 where nothing was read."""
-    if first is None or second is None:
-        return 0.0
-    return max(mean_distance(first.base, second.base), mean_distance(first.fine_tuned, second.fine_tuned))
 
 
 def _absolute(weights: Weights) -> Weights:
