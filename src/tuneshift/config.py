@@ -12,221 +12,29 @@ import copy
 import difflib
 import hashlib
 import json
-import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import (
-    AfterValidator,
     BaseModel,
     BeforeValidator,
     Field,
     ValidationError,
-    ValidationInfo,
     model_validator,
 )
 from pydantic.fields import FieldInfo
 
-from tuneshift.apisection import ApiSection, Section
 from tuneshift.configfile import apply_override, expand_variables, read_mapping
-from tuneshift.enginesection import EngineSection
 from tuneshift.errors import ConfigError
-
-
-def _from_folder(value: str, info: ValidationInfo) -> str:
-    """Make a path absolute, from the configuration file's folder."""
-    folder = Path((info.context or {}).get("folder", "."))
-    try:
-        return str((folder / Path(value).expanduser()).resolve())
-    except (OSError, RuntimeError, ValueError) as error:
-        raise ValueError(f"this is no path that can be followed: {error}") from error
-
-
-def _path_or_hub_id(value: str, info: ValidationInfo) -> str:
-    """Make a model reference absolute where such a path exists; a Hub id stays as it is."""
-    path = _from_folder(value, info)
-    explicit = value.startswith(("/", "./", "../", "~")) or value.endswith(".gguf")
-    return path if explicit or os.path.exists(path) else value
-
-
-def _generator_model(value: str, info: ValidationInfo) -> str:
-    """Leave the names of the run's own models as they are."""
-    return value if value in ("source", "base", "target") else _path_or_hub_id(value, info)
-
-
-PathText = Annotated[str, AfterValidator(_from_folder)]
-ModelText = Annotated[str, AfterValidator(_path_or_hub_id)]
-
-
-class SourceSection(Section):
-    """What is moved: the fine-tuned model F and its base B."""
-
-    base: ModelText = Field(description="The base model B: a Hub id, a model folder or a .gguf file.")
-    adapter: ModelText | None = Field(None, description="F as a PEFT adapter for `base`: a folder or a Hub id.")
-    model: ModelText | None = Field(None, description="F as a full fine-tuned checkpoint, instead of `adapter`.")
-    substitute_base: ModelText | None = Field(
-        None,
-        description="Another model that answers in place of B (paper, section 4.3); F scores its responses.",
-    )
-    same_base: bool = Field(
-        False, description="Accept an adapter whose configuration names its base differently from `base`."
-    )
-
-
-class TargetSection(Section):
-    """Where it goes."""
-
-    model: ModelText = Field(description="The target model T: a Hub id, a model folder or a .gguf file.")
-
-
-class GeneratorSection(Section):
-    """The prompt generator G."""
-
-    kind: Literal["few_shot", "chat"] = Field(
-        "few_shot",
-        description="`few_shot`: any model continues a list of examples. `chat`: an instruct model is asked, through "
-        'its chat template, to "Generate 20 more samples like these 5" (paper, section 3.4).',
-    )
-    model: Annotated[str, AfterValidator(_generator_model)] = Field(
-        "target", description="A model, or `source` (F), `base` (B) or `target` (T)."
-    )
-    instruction: str | None = Field(
-        None,
-        description="What the examples are: the line above the list (few_shot), or put before the request (chat).",
-    )
-    temperature: float = Field(1.0, gt=0, le=5, description="Sampling temperature of new prompts.")
-    top_p: float = Field(1.0, gt=0, le=1, description="Nucleus of the sampling, as probability mass.")
-    top_k: int = Field(0, ge=0, description="Sample among this many most likely tokens; 0 is all.")
-    max_new_tokens: int = Field(64, ge=1, description="Length limit of one new prompt, in tokens.")
-    api: ApiSection | None = Field(
-        None, description="A model behind an API writes, with `kind: chat`, instead of `model`; null: `model` does."
-    )
-
-    @model_validator(mode="after")
-    def _api_speaks_chat(self) -> GeneratorSection:
-        if self.api is not None and (self.kind != "chat" or self.top_k != 0):
-            raise ValueError(
-                "`api` speaks chat completions: set kind: chat, and leave top_k at 0, which they do not know"
-            )
-        return self
-
-
-class SynthesisSection(Section):
-    """The loop that writes prompts, lets F and B answer, and keeps."""
-
-    target_size: int = Field(250, ge=1, description="Wanted kept pairs (paper, section H.1).")
-    demos: int = Field(5, ge=1, description="Examples shown to the generator in a call (paper, section 3.4).")
-    per_call: int = Field(20, ge=1, description="New prompts asked of a call (paper, section 3.4).")
-    calls_per_round: int = Field(4, ge=1, description="Generator calls of a round; the pool grows between rounds.")
-    decoding: Literal["faithful", "greedy"] = Field(
-        "faithful",
-        description="How F and B answer: `faithful` samples at temperature 1 and top-p 1, as the paper's y ~ p; "
-        "`greedy` takes the likeliest token. tau does not carry over from one to the other.",
-    )
-    max_new_tokens: int = Field(256, ge=1, description="Length limit of a response, in tokens.")
-    stop: tuple[str, ...] = Field((), description="Strings that end a response; it is cut before the first of them.")
-    complete_scores: bool = Field(
-        False,
-        description="Let B answer even where F's response alone already fails the criterion; `reselect` can then "
-        "decide those too.",
-    )
-    max_candidates: int = Field(10_000, ge=1, description="Stop after this many candidates, whatever was kept.")
-    max_rounds: int = Field(500, ge=1, description="Stop after this many rounds.")
-    patience: int = Field(3, ge=1, description="Stop with a diagnosis after this many rounds that kept nothing.")
-
-
-class CriterionSection(Section):
-    """The rule that keeps; see `tuneshift.criteria`."""
-
-    name: Literal[
-        "ppl_diff", "asymmetric", "ratio", "low_low", "high_low", "high_high", "none", "random", "disagree"
-    ] = Field("ppl_diff", description="The rule; `ppl_diff` keeps where PPL_F(y_f) < tau <= PPL_F(y_b).")
-    tau: Annotated[float, Field(gt=1)] | Literal["auto"] = Field(
-        1.5,
-        description="Threshold, a perplexity above 1 (paper: 1.5), or `auto`: calibrated on the first "
-        "`calibration` candidates to keep `keep_rate` of them, then frozen.",
-    )
-    tau_f: float = Field(1.2, gt=1, description="`asymmetric`: PPL_F(y_f) must be below (paper, Table 8b).")
-    tau_b: float = Field(1.6, gt=1, description="`asymmetric`: PPL_F(y_b) must be above (paper, Table 8b).")
-    ratio: float = Field(1.5, gt=1, description="`ratio`: PPL_F(y_b) / PPL_F(y_f) at least (paper, Table 8c).")
-    keep_rate: float = Field(
-        0.2, gt=0, le=1, description="Share to keep, for `random` and `tau: auto` (paper: about 0.2 is kept)."
-    )
-    calibration: int = Field(200, ge=20, description="Candidates on which `tau: auto` is calibrated.")
-    count_eos: bool = Field(False, description="Count the EOS as a response token where one was generated.")
-
-
-class DistillSection(Section):
-    """LoRA and trainer settings under their Hugging Face names; defaults are the paper's (section H.1)."""
-
-    r: int = Field(8, ge=1, description="LoRA rank.")
-    lora_alpha: int = Field(16, ge=1, description="LoRA scaling numerator.")
-    lora_dropout: float = Field(0.05, ge=0, lt=1, description="Dropout before LoRA, a probability.")
-    target_modules: tuple[str, ...] | str = Field(
-        ("q_proj", "v_proj"), description="Module names that get LoRA, or `all-linear`."
-    )
-    num_train_epochs: int = Field(20, ge=1, description="Passes over the kept pairs.")
-    learning_rate: float = Field(2e-5, gt=0, description="Peak learning rate, then linear to zero.")
-    per_device_train_batch_size: int = Field(8, ge=1, description="Pairs in a batch, on each device.")
-    gradient_accumulation_steps: int = Field(1, ge=1, description="Batches in an optimizer step.")
-    trainer_args: dict[str, Any] = Field(
-        default_factory=dict,
-        description="Any other argument of trl's SFTConfig (`report_to`, `bf16`, ...); it wins.",
-    )
-    accelerate: PathText | None = Field(
-        None,
-        description="An `accelerate` configuration file (FSDP 2, or MULTI_GPU): its processes train together, and a "
-        "step learns from that many batches. Null: one device trains.",
-    )
-
-
-class EvaluationSection(Section):
-    """The user's own questions, on which the verdict rests."""
-
-    data: PathText = Field(description='JSONL with {"prompt": ..., "reference": ...} a line.')
-    metric: str = Field(
-        "exact_match",
-        description="`exact_match` (surrounding white space aside), `normalized_match` (case, punctuation and white "
-        "space aside), `numeric` (last number), `regex` (the last match of `pattern`), or a Python function "
-        "`module.function(response, reference) -> bool`, found from the YAML file's folder.",
-    )
-    pattern: str | None = Field(None, description="`regex`: what to extract, its first group if it has one.")
-    max_new_tokens: int | None = Field(None, ge=1, description="Length limit in tokens; that of synthesis if null.")
-    stop: tuple[str, ...] | None = Field(None, description="Stop strings; those of synthesis if null.")
-
-    @model_validator(mode="after")
-    def _pattern_goes_with_regex(self) -> EvaluationSection:
-        if (self.metric == "regex") != (self.pattern is not None):
-            raise ValueError("`pattern` and `metric: regex` go together")
-        if self.pattern is not None:
-            try:
-                re.compile(self.pattern)
-            except re.error as error:
-                raise ValueError(f"pattern {self.pattern!r} is not a regular expression: {error}") from error
-        known = ("exact_match", "normalized_match", "numeric", "regex")
-        if self.metric not in known and "." not in self.metric:
-            raise ValueError(f"metric {self.metric!r} is none of {', '.join(known)} and no dotted path of a function")
-        return self
-
-
-class RunSection(Section):
-    """Where and how the run happens."""
-
-    dir: PathText | None = Field(None, description="Run directory; runs/<name of the YAML file> if null.")
-    seed: int = Field(0, ge=0, description="Seed from which every random choice is derived.")
-    device: str = Field("auto", description="Torch device; `auto` is the first CUDA device, else the CPU.")
-    dtype: str = Field(
-        "auto", description="Weights' dtype; `auto` is bfloat16 where the hardware has it, else float32."
-    )
-    trust_remote_code: bool = Field(False, description="Let a model repository's own Python code run.")
-    compile: bool = Field(
-        False,
-        description="Score with compiled layers: quicker after half a minute of compiling. A CPU needs a C++ compiler.",
-    )
-
+from tuneshift.sections.base import PathText, Section
+from tuneshift.sections.distill import DistillSection
+from tuneshift.sections.engine import EngineSection
+from tuneshift.sections.evaluation import EvaluationSection
+from tuneshift.sections.models import GeneratorSection, SourceSection, TargetSection
+from tuneshift.sections.run import RunSection
+from tuneshift.sections.synthesis import CriterionSection, SynthesisSection
 
 SECRET = (("api_key",), ("base_url",))  # a wrong value may hold a key or a password after all, and is not shown
 

@@ -22,7 +22,6 @@ from tuneshift.engines.dispatch import HostedModel, cost
 from tuneshift.engines.openai import Endpoint
 from tuneshift.engines.opening import EngineOptions, open_engine
 from tuneshift.engines.source import Source, open_source
-from tuneshift.enginesection import EndpointSection
 from tuneshift.evaluate.evidence import Questions
 from tuneshift.evaluate.tasks import find_metric, metric_digest
 from tuneshift.models import LoadOptions, resolve_model
@@ -32,6 +31,7 @@ from tuneshift.prompts.generators import PromptGenerator
 from tuneshift.prompts.hosted import HostedGenerator
 from tuneshift.prompts.stopping import Limits
 from tuneshift.run.ledger import Ledger
+from tuneshift.sections.engine import EndpointSection
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, ValidationInfo, model_validator
 
-from tuneshift.apisection import BaseUrl, KeyVariable, Section
+from tuneshift.sections.api import BaseUrl, KeyVariable
+from tuneshift.sections.base import Section
 
 
 def _python_from_folder(value: str, info: ValidationInfo) -> str:

@@ -1,0 +1,1 @@
+"""The sections of the configuration, each with the units of its settings."""

@@ -1,0 +1,54 @@
+"""The configuration's `synthesis` and `criterion`: the loop, and the rule that keeps."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from tuneshift.sections.base import Section
+
+
+class SynthesisSection(Section):
+    """The loop that writes prompts, lets F and B answer, and keeps."""
+
+    target_size: int = Field(250, ge=1, description="Wanted kept pairs (paper, section H.1).")
+    demos: int = Field(5, ge=1, description="Examples shown to the generator in a call (paper, section 3.4).")
+    per_call: int = Field(20, ge=1, description="New prompts asked of a call (paper, section 3.4).")
+    calls_per_round: int = Field(4, ge=1, description="Generator calls of a round; the pool grows between rounds.")
+    decoding: Literal["faithful", "greedy"] = Field(
+        "faithful",
+        description="How F and B answer: `faithful` samples at temperature 1 and top-p 1, as the paper's y ~ p; "
+        "`greedy` takes the likeliest token. tau does not carry over from one to the other.",
+    )
+    max_new_tokens: int = Field(256, ge=1, description="Length limit of a response, in tokens.")
+    stop: tuple[str, ...] = Field((), description="Strings that end a response; it is cut before the first of them.")
+    complete_scores: bool = Field(
+        False,
+        description="Let B answer even where F's response alone already fails the criterion; `reselect` can then "
+        "decide those too.",
+    )
+    max_candidates: int = Field(10_000, ge=1, description="Stop after this many candidates, whatever was kept.")
+    max_rounds: int = Field(500, ge=1, description="Stop after this many rounds.")
+    patience: int = Field(3, ge=1, description="Stop with a diagnosis after this many rounds that kept nothing.")
+
+
+class CriterionSection(Section):
+    """The rule that keeps; see `tuneshift.criteria`."""
+
+    name: Literal[
+        "ppl_diff", "asymmetric", "ratio", "low_low", "high_low", "high_high", "none", "random", "disagree"
+    ] = Field("ppl_diff", description="The rule; `ppl_diff` keeps where PPL_F(y_f) < tau <= PPL_F(y_b).")
+    tau: Annotated[float, Field(gt=1)] | Literal["auto"] = Field(
+        1.5,
+        description="Threshold, a perplexity above 1 (paper: 1.5), or `auto`: calibrated on the first "
+        "`calibration` candidates to keep `keep_rate` of them, then frozen.",
+    )
+    tau_f: float = Field(1.2, gt=1, description="`asymmetric`: PPL_F(y_f) must be below (paper, Table 8b).")
+    tau_b: float = Field(1.6, gt=1, description="`asymmetric`: PPL_F(y_b) must be above (paper, Table 8b).")
+    ratio: float = Field(1.5, gt=1, description="`ratio`: PPL_F(y_b) / PPL_F(y_f) at least (paper, Table 8c).")
+    keep_rate: float = Field(
+        0.2, gt=0, le=1, description="Share to keep, for `random` and `tau: auto` (paper: about 0.2 is kept)."
+    )
+    calibration: int = Field(200, ge=20, description="Candidates on which `tau: auto` is calibrated.")
+    count_eos: bool = Field(False, description="Count the EOS as a response token where one was generated.")
