@@ -90,7 +90,8 @@ def parts(model, requests: list[ScoreRequest]) -> dict:
     shapes: dict[tuple[int, int], int] = {}
     for module in model.get_decoder().modules():
         if isinstance(module, torch.nn.Linear):
-            shapes[module.weight.shape] = shapes.get(module.weight.shape, 0) + 1
+            shape = (module.out_features, module.in_features)
+            shapes[shape] = shapes.get(shape, 0) + 1
     seconds, products = 0.0, []
     for (outputs, inputs), count in shapes.items():
         x, weight = (torch.randn(n, inputs, dtype=model.dtype) for n in (rows * width, outputs))

@@ -96,7 +96,8 @@ def main() -> None:
     response_tokens = sum(label != -100 for labels in dataset["labels"] for label in labels)
     per_step = tokens / len(pairs) * options.batch
     spawn = multiprocessing.get_context("spawn")
-    rates, peaks = {}, {}
+    rates: dict[str, list[float]] = {}
+    peaks: dict[str, int] = {}
     for _ in range(options.repeats):
         for side in ("ours", "sft_trainer_defaults"):
             with ProcessPoolExecutor(1, mp_context=spawn) as process:
@@ -106,8 +107,8 @@ def main() -> None:
     model = load_causal_lm(options.model, LoadOptions())
     work = Work.of(model)
     # LoRA needs no gradients of the frozen weights: forward and backward of activations, 2 operations a weight each.
-    operations = 4 * work.body + 4 * work.head * response_tokens / tokens
-    peak = gemm_peak(model.dtype)
+    operations = 4.0 * work.body + 4.0 * work.head * response_tokens / tokens
+    best = gemm_peak(model.dtype)
     document(
         __doc__.splitlines()[0],
         model=Path(options.model).name,
@@ -123,9 +124,9 @@ def main() -> None:
         peak_memory_bytes=peaks,
         flops={side: spread([figure * operations for figure in figures]) for side, figures in rates.items()},
         operations_per_weight_byte=operations * per_step / (2 * work.weight_bytes),  # read forwards and backwards
-        gemm_peak_flops=peak,
+        gemm_peak_flops=best,
         memory_bytes_per_second=bandwidth(),
-        share_of_gemm_peak={side: spread([f * operations / peak for f in figures]) for side, figures in rates.items()},
+        share_of_gemm_peak={side: spread([f * operations / best for f in figures]) for side, figures in rates.items()},
         dtype=str(model.dtype).removeprefix("torch."),
     )
 

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tuneshift.datafiles import read_items
-from tuneshift.distill import Pair, distill
+from tuneshift.distill import Pair, TrainingSettings, distill
 from tuneshift.engines.hf import HfEngine
 from tuneshift.evaluate.stats import Proportion
 from tuneshift.evaluate.tasks import answer_items, find_metric
@@ -128,17 +128,20 @@ def main() -> None:
     rng.shuffle(pairs)
     with tempfile.TemporaryDirectory() as scratch:
         work = options.work or Path(scratch)
-        summary = distill(
-            pairs,
+        settings = TrainingSettings(
             target=resolve_model(options.base),
-            output_dir=work / "adapter",
-            checkpoint_dir=work / "checkpoints",
             target_modules="all-linear",
             num_train_epochs=options.epochs,
             learning_rate=1e-3,
             per_device_train_batch_size=16,
             trainer_args={"train_sampling_strategy": "group_by_length"},
             seed=SEED,
+        )
+        summary = distill(
+            pairs,
+            settings,
+            output_dir=work / "adapter",
+            checkpoint_dir=work / "checkpoints",
             on_step=lambda done, total, loss: print(f"{done} of {total}") if done % 50 == 0 else None,
         )
         publish(work / "adapter", options.output / "adapter", options.base_name)
