@@ -78,7 +78,9 @@ class OpenAIEngine:
             OpenAIEngine.close(self)
             raise
         lengths = [int(entry["max_model_len"]) for entry in listed if entry.get("max_model_len")]
-        self._reader = Reader(tokenizer, min(lengths, default=None), vocabulary_size)
+        # A scored text is a prompt to the server, which writes at least one token behind it.
+        readable = min(lengths) - 1 if lengths else None
+        self._reader = Reader(tokenizer, readable, vocabulary_size)
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
