@@ -83,7 +83,8 @@ def test_the_smallest_complete_file_loads_with_the_papers_defaults(tmp_path: Pat
         },
         "target": {"model": "org/target"},
         "generator": {
-            "kind": "few_shot", "model": "base", "instruction": "Requests to a voice assistant.", "temperature": 1.0,
+            "kind": "few_shot",
+            "prompts": None, "model": "base", "instruction": "Requests to a voice assistant.", "temperature": 1.0,
             "top_p": 1.0, "top_k": 0, "max_new_tokens": 64, "api": None,
         },
         "seeds": str(tmp_path / "seeds.jsonl"),
@@ -389,12 +390,12 @@ def test_a_small_file_that_unfolds_to_gigabytes_is_refused_in_little_memory(tmp_
 # --- paths ---
 
 
-@pytest.mark.parametrize("key", ["seeds", "evaluation.data", "run.dir"])
+@pytest.mark.parametrize("key", ["seeds", "evaluation.data", "run.dir", "generator.prompts"])
 def test_a_relative_path_starts_at_the_yaml_files_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str
 ) -> None:
     monkeypatch.chdir("/")
-    loaded = load(tmp_path, f"{key}=data/x")
+    loaded = load(tmp_path, f"{key}=data/x", *ALSO.get(key, []))
     value: Any = loaded.config
     for part in key.split("."):
         value = getattr(value, part)
@@ -595,7 +596,7 @@ CHANGES = {
     "source.substitute_base": "org/other", "source.same_base": "true", "target.model": "org/other",
     "generator.kind": "chat", "generator.model": "target", "generator.instruction": "Other.",
     "generator.temperature": "0.7", "generator.top_p": "0.9", "generator.top_k": "50",
-    "generator.max_new_tokens": "65", "generator.api": "{model: other}", "seeds": "other.jsonl",
+    "generator.prompts": "logged.jsonl", "generator.max_new_tokens": "65", "generator.api": "{model: other}", "seeds": "other.jsonl",
     "prompt_template": "'Q: {text}'",
     "synthesis.target_size": "251", "synthesis.demos": "4", "synthesis.per_call": "10",
     "synthesis.calls_per_round": "3", "synthesis.decoding": "greedy", "synthesis.max_new_tokens": "17",
@@ -619,6 +620,7 @@ ALSO = {
     "source.model": ["source.adapter=null"],
     "evaluation.pattern": ["evaluation.metric=regex"],
     "generator.api": ["generator.kind=chat"],
+    "generator.prompts": ["generator.kind=file"],
     "engine.fine_tuned": ["engine.kind=openai", "engine.base={base_url: 'http://h/v1', model: m}"],
     "engine.base": ["engine.kind=openai", "engine.fine_tuned={base_url: 'http://h/v1', model: m}"],
 }

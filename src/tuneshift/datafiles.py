@@ -62,6 +62,28 @@ def read_seeds(path: Path, template: str | None) -> list[Seed]:
     return seeds
 
 
+def read_prompts(path: Path, template: str | None) -> list[str]:
+    """Read prompts that the user already has, one {"prompt", "response" (optional, not read)} a line, as texts.
+
+    A text is the prompt's part of the template, as for seeds; prompts may repeat.
+
+    Raises:
+        DataError: the file or a line is wrong, a prompt does not follow `template`, or there is no prompt.
+    """
+    texts = []
+    for number, row in _rows(path, required=("prompt",), optional=("response",)):
+        text = extract_text(row["prompt"], template)
+        if text is None:
+            raise DataError(
+                f"{path}:{number}: the prompt {row['prompt']!r} does not follow prompt_template {template!r}. "
+                "Correct the line or the template."
+            )
+        texts.append(text.strip())
+    if not texts:
+        raise DataError(f'{path}: no prompt in this file. Write lines such as {{"prompt": "..."}}.')
+    return texts
+
+
 def read_items(path: Path) -> list[Item]:
     """Read evaluation items: one {"prompt", "reference"} a line.
 

@@ -58,7 +58,9 @@ def estimate(loaded: LoadedConfig, *, device: str, prompt_tokens: int, keep_rate
     adapter = adapter_size(target_config, r=config.distill.r, target_modules=config.distill.target_modules)
     given = config.generator.model
     writer = {"source": source, "base": source, "target": target}.get(given)
-    if writer is None and config.generator.api is None:
+    if not config.generator.opens_model:
+        writer = None
+    elif writer is None:
         writer = model_size(read_config(given, trust_remote_code=trusted))
     peaks, dtype_bytes = DEVICES[device], 4 if config.run.dtype == "float32" else 2
     assumed = {"device": device, "prompt_tokens": prompt_tokens, "keep_rate": keep_rate, "dtype_bytes": dtype_bytes}
@@ -151,7 +153,7 @@ def _seconds(
     peaks: Device,
     assumed: dict[str, Any],
 ) -> dict[str, float | None]:
-    """Return the seconds of each stage; `None` for prompts that an API writes."""
+    """Return the seconds of each stage; `None` for prompts that no model of the run writes."""
     config, response = loaded.config, assumed["response_tokens"]
     context = assumed["prompt_tokens"] + response
     engine, candidates = config.engine, config.synthesis.target_size / assumed["keep_rate"]

@@ -25,8 +25,7 @@ from tuneshift.evaluate.evidence import gather_evidence
 from tuneshift.launch import train
 from tuneshift.preflight import Inputs, read_inputs
 from tuneshift.progress import SILENT, Progress
-from tuneshift.prompts.generators import PoolItem, PromptGenerator
-from tuneshift.prompts.hosted import HostedGenerator
+from tuneshift.prompts.generators import PoolItem
 from tuneshift.prompts.screening import UNANSWERED, Screen
 from tuneshift.prompts.stopping import Limits, diagnosis, next_calls, stop_reason
 from tuneshift.report.card import write_model_card
@@ -38,6 +37,7 @@ from tuneshift.run.records import Candidate, GeneratorCall
 from tuneshift.run.resume import check_resumable, open_ledger, synthesis_finished
 from tuneshift.run.usage import peak_memory, timed
 from tuneshift.wiring import (
+    Generator,
     SynthesisModels,
     answer_decoding,
     calibration_of,
@@ -111,7 +111,7 @@ class Synthesis:
     """
 
     source: Source
-    generator: PromptGenerator | HostedGenerator
+    generator: Generator
     seeds: Sequence[Seed]
     template: str | None
     held_out: Sequence[str]
@@ -217,7 +217,7 @@ def synthesis(loaded: LoadedConfig, inputs: Inputs, models: SynthesisModels) -> 
         calibration=calibration_of(loaded),
         complete_scores=loaded.config.synthesis.complete_scores,
         decoding=answer_decoding(loaded),
-        limits=limits_of(loaded),
+        limits=limits_of(loaded, inputs),
         calls_per_round=loaded.config.synthesis.calls_per_round,
         run_seed=loaded.config.run.seed,
     )

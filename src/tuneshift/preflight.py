@@ -7,13 +7,13 @@ That the adapter acts at all is proved where the source is opened, in `tuneshift
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from tuneshift.adapters import check_adapter_base, read_adapter_config, resolve_adapter
 from tuneshift.config import Config
-from tuneshift.datafiles import Item, Seed, read_items, read_seeds
+from tuneshift.datafiles import Item, Seed, read_items, read_prompts, read_seeds
 from tuneshift.encoding import Reader, encode_prompt
 from tuneshift.engines.base import Decoding
 from tuneshift.engines.source import Source
@@ -25,11 +25,15 @@ from tuneshift.models import file_sha256, resolve_model
 
 @dataclass(frozen=True)
 class Inputs:
-    """The user's files, read and checked; `digests` holds by setting what a resumed run must find: their sha256."""
+    """The user's files, read and checked; `digests` holds by setting what a resumed run must find: their sha256.
+
+    `prompts` are the texts of `generator.prompts`.
+    """
 
     seeds: list[Seed]
     items: list[Item]
     digests: dict[str, str]
+    prompts: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,10 @@ def read_inputs(config: Config, *, folder: Path, trains: bool = True) -> Inputs:
     """
     files = {"seeds": Path(config.seeds)}
     seeds, items = read_seeds(files["seeds"], config.prompt_template), []
+    prompts: list[str] = []
+    if config.generator.prompts is not None:
+        files["generator.prompts"] = Path(config.generator.prompts)
+        prompts = read_prompts(files["generator.prompts"], config.prompt_template)
     if config.evaluation:
         files["evaluation.data"] = Path(config.evaluation.data)
         items = read_items(files["evaluation.data"])
@@ -65,7 +73,7 @@ def read_inputs(config: Config, *, folder: Path, trains: bool = True) -> Inputs:
     ):
         if reference is not None:
             resolve_model(reference)
-    if config.generator.api is None and config.generator.model not in ("source", "base", "target"):
+    if config.generator.opens_model and config.generator.model not in ("source", "base", "target"):
         resolve_model(config.generator.model)
     if config.source.adapter is not None:
         adapter = resolve_adapter(config.source.adapter)
@@ -78,7 +86,7 @@ def read_inputs(config: Config, *, folder: Path, trains: bool = True) -> Inputs:
         # What else the file says moves no result: a run that lacked memory may go on with another file's text.
         processes = check_processes(Path(config.distill.accelerate), device=config.run.device)
         digests["distill.accelerate"] = f"{processes} processes"
-    return Inputs(seeds, items, digests)
+    return Inputs(seeds, items, digests, prompts)
 
 
 def objection(prompt: str, readers: Sequence[Reader], *, room: int) -> str | None:

@@ -29,9 +29,12 @@ from tuneshift.preflight import Inputs, ModelChecks, check_models, objection
 from tuneshift.progress import Progress
 from tuneshift.prompts.generators import PromptGenerator
 from tuneshift.prompts.hosted import HostedGenerator
+from tuneshift.prompts.listed import ListedPrompts
 from tuneshift.prompts.stopping import Limits
 from tuneshift.run.ledger import Ledger
 from tuneshift.sections.engine import EndpointSection
+
+Generator = PromptGenerator | HostedGenerator | ListedPrompts
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,7 @@ class SynthesisModels:
     """
 
     source: Source
-    generator: PromptGenerator | HostedGenerator
+    generator: Generator
     fits: Callable[[str], bool]
     learnable: Callable[[str, str], bool]
     checks: ModelChecks
@@ -55,9 +58,9 @@ def synthesis_models(loaded: LoadedConfig, inputs: Inputs, progress: Progress) -
     seed_texts = [seed.text for seed in inputs.seeds]
     if (idle := idle_workers(config)) is not None:
         progress.note(f"Warning: {idle}")
-    hosted = hosted_generator(loaded, progress)
-    if hosted is not None:
-        hosted.check(seed_texts)  # before any weights are read
+    ready = hosted_generator(loaded, progress) or listed_prompts(loaded, inputs)
+    if ready is not None:
+        ready.check(seed_texts)  # before any weights are read
     progress.note(f"Checking the target: {config.target.model}")
     target = inspect_target(training_settings(loaded))
     progress.note(f"Loading the source: {config.source.base} with {config.source.adapter or config.source.model}")
@@ -72,17 +75,17 @@ def synthesis_models(loaded: LoadedConfig, inputs: Inputs, progress: Progress) -
             readers=readers,
             decoding=answer_decoding(loaded),
             answer_tokens=evaluation_limit(config),
-            demos=config.synthesis.demos,
+            demos=0 if config.generator.kind == "file" else config.synthesis.demos,
         )
         progress.note(f"The adapter acts: it moves a seed token's log-probability by {checks.adapter_effect:.2f} nats")
         for warning in checks.warnings:
             progress.note(f"Warning: {warning}")
-        if hosted is None and config.generator.model not in ("source", "base"):
+        if ready is None and config.generator.model not in ("source", "base"):
             own = config.target.model if config.generator.model == "target" else config.generator.model
             progress.note(f"Loading the prompt generator: {own}")
             engine = open_engine(Weights(own, resolve_model(own)), engine_options(loaded, open_at_once=together))
-        generator = hosted or prompt_generator(loaded, engine)
-        if hosted is None:
+        generator = ready or prompt_generator(loaded, engine)
+        if ready is None:
             generator.check(seed_texts)
         room = config.synthesis.max_new_tokens
         yield SynthesisModels(
@@ -123,6 +126,7 @@ def source_weights(loaded: LoadedConfig) -> Weights:
 def prompt_generator(loaded: LoadedConfig, engine: Engine) -> PromptGenerator:
     """Return the configured generator on an opened engine."""
     section, synthesis = loaded.config.generator, loaded.config.synthesis
+    assert section.kind != "file"
     return PromptGenerator(
         engine=engine,
         kind=section.kind,
@@ -149,6 +153,13 @@ def hosted_generator(loaded: LoadedConfig, progress: Progress) -> HostedGenerato
         decoding=_generator_decoding(loaded),
         run_seed=loaded.config.run.seed,
     )
+
+
+def listed_prompts(loaded: LoadedConfig, inputs: Inputs) -> ListedPrompts | None:
+    """Return the prompts of the user's file as a generator, `None` where the configuration names no file."""
+    if loaded.config.generator.prompts is None:
+        return None
+    return ListedPrompts(inputs.prompts, loaded.config.synthesis.per_call, loaded.config.run.seed)
 
 
 def generator_usage(loaded: LoadedConfig, ledger: Ledger) -> dict[str, Any] | None:
@@ -192,10 +203,11 @@ def answer_decoding(loaded: LoadedConfig) -> Decoding:
     return Decoding(temperature=temperature, max_new_tokens=section.max_new_tokens, stop=section.stop)
 
 
-def limits_of(loaded: LoadedConfig) -> Limits:
+def limits_of(loaded: LoadedConfig, inputs: Inputs) -> Limits:
     """Return the loop's limits."""
     section = loaded.config.synthesis
-    return Limits(section.target_size, section.max_candidates, section.max_rounds, section.patience)
+    supply = len(inputs.prompts) if loaded.config.generator.kind == "file" else None
+    return Limits(section.target_size, section.max_candidates, section.max_rounds, section.patience, supply)
 
 
 def load_options(loaded: LoadedConfig) -> LoadOptions:
@@ -239,7 +251,7 @@ def _endpoint(section: EndpointSection | None, setting: str) -> Endpoint | None:
 
 def _synthesis_engines(config: Config) -> int:
     """Return how many engines are open during synthesis: F and B, a substitute base, a generator of its own."""
-    own_generator = config.generator.api is None and config.generator.model not in ("source", "base")
+    own_generator = config.generator.opens_model and config.generator.model not in ("source", "base")
     return 1 + (config.source.substitute_base is not None) + own_generator
 
 
@@ -294,7 +306,7 @@ def named_models(loaded: LoadedConfig) -> dict[str, dict[str, str]]:
         "generator.model": alias.get(config.generator.model, config.generator.model),
     }
     api = config.generator.api
-    if api is not None:
+    if not config.generator.opens_model:
         named["generator.model"] = None
     resolve = {"source.adapter": resolve_adapter}
     found = {

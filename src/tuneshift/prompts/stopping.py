@@ -12,12 +12,16 @@ from tuneshift.run.records import Candidate
 
 @dataclass(frozen=True)
 class Limits:
-    """The loop's limits; see the `synthesis` section of the configuration."""
+    """The loop's limits; see the `synthesis` section of the configuration.
+
+    `supply` is how many prompts the generator has, `None` where it writes as many as are asked for.
+    """
 
     target_size: int
     max_candidates: int
     max_rounds: int
     patience: int
+    supply: int | None = None
 
 
 def stop_reason(candidates: Sequence[Candidate], *, rounds: int, limits: Limits) -> str | None:
@@ -26,6 +30,8 @@ def stop_reason(candidates: Sequence[Candidate], *, rounds: int, limits: Limits)
         return "target_size reached"
     if len(candidates) >= limits.max_candidates:
         return "max_candidates reached"
+    if limits.supply is not None and len(candidates) >= limits.supply:
+        return "generator.prompts used up"
     if rounds >= limits.max_rounds:
         return "max_rounds reached"
     recent = [candidate for candidate in candidates if candidate.round >= rounds - limits.patience]
@@ -39,7 +45,8 @@ def next_calls(candidates: Sequence[Candidate], *, per_call: int, calls_per_roun
 
     A full round, but no more than the keep rate so far says are needed, plus a fifth.
     """
-    wanted = limits.max_candidates - len(candidates)
+    most = limits.max_candidates if limits.supply is None else min(limits.max_candidates, limits.supply)
+    wanted = most - len(candidates)
     kept = sum(candidate.kept for candidate in candidates)
     if kept:
         needed = (limits.target_size - kept) / (kept / len(candidates))

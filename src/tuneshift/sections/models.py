@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, ValidationInfo, model_validator
 
 from tuneshift.sections.api import ApiSection
-from tuneshift.sections.base import ModelText, Section, path_or_hub_id
+from tuneshift.sections.base import ModelText, PathText, Section, path_or_hub_id
 
 
 def _generator_model(value: str, info: ValidationInfo) -> str:
@@ -39,10 +39,16 @@ class TargetSection(Section):
 class GeneratorSection(Section):
     """The prompt generator G."""
 
-    kind: Literal["few_shot", "chat"] = Field(
+    kind: Literal["few_shot", "chat", "file"] = Field(
         "few_shot",
         description="`few_shot`: any model continues a list of examples. `chat`: an instruct model is asked, through "
-        'its chat template, to "Generate 20 more samples like these 5" (paper, section 3.4).',
+        'its chat template, to "Generate 20 more samples like these 5" (paper, section 3.4). `file`: no model writes; '
+        "the prompts are those of `prompts`.",
+    )
+    prompts: PathText | None = Field(
+        None,
+        description='`file`: JSONL with {"prompt": ..., "response": ... (optional, not read)} a line, for example '
+        "logged requests. Drawn without replacement, in an order that `run.seed` sets; the loop ends with the last.",
     )
     model: Annotated[str, AfterValidator(_generator_model)] = Field(
         "target", description="A model, or `source` (F), `base` (B) or `target` (T)."
@@ -58,6 +64,17 @@ class GeneratorSection(Section):
     api: ApiSection | None = Field(
         None, description="A model behind an API writes, with `kind: chat`, instead of `model`; null: `model` does."
     )
+
+    @property
+    def opens_model(self) -> bool:
+        """Whether prompts are written by a model that this run opens, or has open."""
+        return self.kind != "file" and self.api is None
+
+    @model_validator(mode="after")
+    def _prompts_go_with_file(self) -> GeneratorSection:
+        if (self.kind == "file") != (self.prompts is not None):
+            raise ValueError("`prompts` and `kind: file` go together")
+        return self
 
     @model_validator(mode="after")
     def _api_speaks_chat(self) -> GeneratorSection:
