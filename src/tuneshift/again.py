@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tuneshift.criteria import calibrate_tau, decide
+from tuneshift.criteria import decide
 from tuneshift.dataset import kept_rows, read_rows
 from tuneshift.errors import ConfigError, DataError, RunDirectoryError
 from tuneshift.evaluate.evidence import gather_evidence
@@ -19,7 +19,7 @@ from tuneshift.prompts.screening import normalize
 from tuneshift.run.directory import RunDirectory, jsonl, write_atomically, write_json
 from tuneshift.run.ledger import Ledger
 from tuneshift.run.stored import stored_config
-from tuneshift.wiring import calibration_of, criterion_of, evidence_settings
+from tuneshift.wiring import criterion_on, evidence_settings
 
 
 def reselect(run: RunDirectory, overrides: Sequence[str]) -> dict[str, Any]:
@@ -37,11 +37,7 @@ def reselect(run: RunDirectory, overrides: Sequence[str]) -> dict[str, Any]:
     with Ledger(run.ledger) as ledger:
         loaded = stored_config(run, ledger, overrides)
         candidates = ledger.candidates()
-    criterion = criterion_of(loaded)
-    calibration = calibration_of(loaded)
-    if calibration is not None:
-        tau = calibrate_tau(candidates[:calibration], criterion)
-        criterion = criterion.with_tau(tau if tau is not None else criterion.tau)
+    criterion = criterion_on(loaded, candidates)
     decided = [decide(candidate, criterion) for candidate in candidates]
     rows = kept_rows(decided, target_size=len(decided), count_eos=criterion.count_eos)
     path = run.reselected / f"{criterion.label()}.jsonl"

@@ -15,7 +15,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 from pydantic import (
     BaseModel,
@@ -36,6 +36,7 @@ from tuneshift.sections.models import GeneratorSection, SourceSection, TargetSec
 from tuneshift.sections.run import RunSection
 from tuneshift.sections.synthesis import CriterionSection, SynthesisSection
 
+Checked = TypeVar("Checked", bound=BaseModel)
 SECRET = (("api_key",), ("base_url",))  # a wrong value may hold a key or a password after all, and is not shown
 
 
@@ -117,13 +118,13 @@ def check_config(
     merged = copy.deepcopy(dict(raw))
     for override in overrides:
         apply_override(merged, override)
-    try:
-        expanded = expand_variables(merged, shown_as=shown_as)
-        config = Config.model_validate(expanded, context={"folder": str(folder)})
-    except ValidationError as error:
-        problems = {_keys(problem): problem for problem in reversed(error.errors())}  # a union has one error a member
-        lines = [_describe(keys, problem, merged) for keys, problem in reversed(problems.items())]
-        raise ConfigError(f"{shown_as}: {len(lines)} error(s) in the configuration:\n" + "\n".join(lines)) from None
+    config = validate(Config, merged, folder=folder, shown_as=shown_as)
+    fingerprint = hashlib.sha256(json.dumps(result_settings(config), sort_keys=True).encode()).hexdigest()
+    return LoadedConfig(config=config, raw=merged, folder=folder, name=name, fingerprint=fingerprint)
+
+
+def result_settings(config: Config) -> dict[str, Any]:
+    """Return the settings that can change results: all but where the run lies, and how its models are reached."""
     relevant = config.model_dump(mode="json")
     relevant["run"].pop("dir")
     api, engine = relevant["generator"].pop("api"), relevant.pop("engine")
@@ -131,8 +132,22 @@ def check_config(
         relevant["generator"]["api"] = {key: api[key] for key in ("base_url", "model")}
     served = {side: engine[side] and engine[side]["model"] for side in ("fine_tuned", "base")}
     relevant["engine"] = {key: engine[key] for key in ("kind", "batch_size", "max_model_len")} | served
-    fingerprint = hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()
-    return LoadedConfig(config=config, raw=merged, folder=folder, name=name, fingerprint=fingerprint)
+    return relevant
+
+
+def validate(root: type[Checked], raw: Mapping[str, Any], *, folder: Path, shown_as: str) -> Checked:
+    """Expand a raw mapping's variables and return it as a `root`, whose relative paths start at `folder`.
+
+    Raises:
+        ConfigError: it is wrong; the message lists every error.
+    """
+    expanded = expand_variables(dict(raw), shown_as=shown_as)
+    try:
+        return root.model_validate(expanded, context={"folder": str(folder)})
+    except ValidationError as error:
+        problems = {_place(problem, root): problem for problem in reversed(error.errors())}  # a union: one a member
+        lines = [_describe(*place, problem, raw) for place, problem in reversed(problems.items())]
+        raise ConfigError(f"{shown_as}: {len(lines)} error(s) in the configuration:\n" + "\n".join(lines)) from None
 
 
 def _overlay(settings: dict[str, Any], raw: Mapping[str, Any]) -> None:
@@ -150,30 +165,37 @@ def section_class(field: FieldInfo) -> type[BaseModel] | None:
     return next((m for m in members if isinstance(m, type) and issubclass(m, BaseModel)), None)
 
 
-def _keys(problem: Any) -> tuple[str, ...]:
-    """Return where an error is, in the file's keys; the names of a union's members are left out."""
+def _place(problem: Any, root: type[BaseModel]) -> tuple[tuple[str, ...], type[BaseModel]]:
+    """Return where an error is: in the file's keys, without the names of a union's members; and the innermost section.
+
+    `names` counts how many of the next keys are names that the user gave.
+    """
     keys: list[str] = []
-    section: type[BaseModel] | None = Config
+    section: type[BaseModel] | None = root
+    innermost, names = root, 0
     for depth, part in enumerate(problem["loc"]):
         unknown = problem["type"] == "extra_forbidden" and depth == len(problem["loc"]) - 1
-        if section is None:
-            if isinstance(part, int) or unknown:
-                keys.append(str(part))
-        elif part in section.model_fields:
-            keys.append(str(part))
-            section = section_class(section.model_fields[str(part)])
-        elif unknown:
-            keys.append(str(part))
-    return tuple(keys)
+        field = section.model_fields.get(str(part)) if section is not None and names == 0 else None
+        if field is not None:
+            section, names = section_class(field), _names(field.annotation)
+            innermost = section or innermost
+        elif names > 0:
+            names -= 1
+        elif not (unknown or (section is None and isinstance(part, int))):
+            continue
+        keys.append(str(part))
+    return tuple(keys), innermost
 
 
-def _describe(keys: tuple[str, ...], problem: Any, raw: Mapping[str, Any]) -> str:
+def _names(annotation: Any) -> int:
+    """Return how many mappings with keys of the user's own are nested in each other."""
+    return 1 + _names(get_args(annotation)[1]) if get_origin(annotation) is dict else 0
+
+
+def _describe(keys: tuple[str, ...], section: type[BaseModel], problem: Any, raw: Mapping[str, Any]) -> str:
     """Return one line for an error: key, problem, the value as it was written, for an unknown key the nearest one."""
     where = ".".join(keys) or "configuration"
     if problem["type"] == "extra_forbidden":
-        section: type[BaseModel] = Config
-        for key in keys[:-1]:
-            section = section_class(section.model_fields[key]) or section
         known = list(section.model_fields)
         near = difflib.get_close_matches(keys[-1], known, n=1, cutoff=0.0)[0]
         return f"  {where}: unknown key; did you mean `{near}`? Known keys: {', '.join(known)}"

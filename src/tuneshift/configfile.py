@@ -95,6 +95,20 @@ def apply_override(merged: dict[str, Any], override: str) -> None:
         place[last] = value
 
 
+def lay_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the raw mapping `below` with the settings of `above` over it: sections are merged, all else is replaced.
+
+    A criterion's bare name leaves the thresholds as they are, as `apply_override` does.
+    """
+    merged = dict(below)
+    for key, value in above.items():
+        old = merged.get(key)
+        if key == "criterion":
+            old, value = ({"name": side} if isinstance(side, str) else side for side in (old, value))
+        merged[key] = lay_over(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return merged
+
+
 def expand_variables(value: Any, *, shown_as: str) -> Any:
     """Return `value` with each `${VAR}` replaced by the environment's value; an `api_key` stays the variable's name.
 

@@ -69,9 +69,7 @@ def transfer(loaded: LoadedConfig, run: RunDirectory, *, progress: Progress = SI
         with synthesis_models(loaded, inputs, progress) as models, open_ledger(loaded, run, inputs.digests) as ledger:
             ledger.add_seconds("preflight", time.monotonic() - started)
             # 2) Synthesis: new prompts, both answers, F's scores, the criterion; round by round.
-            reason = synthesis(loaded, inputs, models).run(ledger, progress)
-            described = {"models": named_models(loaded), "engines": models.source.describe()}
-            ledger.set_meta(stop_reason=reason, **{key: json.dumps(value) for key, value in described.items()})
+            synthesize(loaded, inputs, models, ledger, progress)
     with open_ledger(loaded, run, inputs.digests) as ledger:
         # 3) Dataset: the kept pairs, with where each comes from.
         candidates, criterion = ledger.candidates(), loaded.config.criterion
@@ -221,6 +219,15 @@ def synthesis(loaded: LoadedConfig, inputs: Inputs, models: SynthesisModels) -> 
         calls_per_round=loaded.config.synthesis.calls_per_round,
         run_seed=loaded.config.run.seed,
     )
+
+
+def synthesize(
+    loaded: LoadedConfig, inputs: Inputs, models: SynthesisModels, ledger: Ledger, progress: Progress
+) -> None:
+    """Run the loop to its end, and note why it ended and what it ran on."""
+    reason = synthesis(loaded, inputs, models).run(ledger, progress)
+    described = {"models": named_models(loaded), "engines": models.source.describe()}
+    ledger.set_meta(stop_reason=reason, **{key: json.dumps(value) for key, value in described.items()})
 
 
 def distill_run(loaded: LoadedConfig, run: RunDirectory, progress: Progress) -> int | None:

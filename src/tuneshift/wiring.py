@@ -13,7 +13,7 @@ from typing import Any
 
 from tuneshift.adapters import resolve_adapter
 from tuneshift.config import Config, LoadedConfig
-from tuneshift.criteria import Criterion
+from tuneshift.criteria import Criterion, calibrate_tau
 from tuneshift.datafiles import Seed
 from tuneshift.distill import TrainingSettings, inspect_target
 from tuneshift.engines.api import ApiSettings, read_secret
@@ -32,6 +32,7 @@ from tuneshift.prompts.hosted import HostedGenerator
 from tuneshift.prompts.listed import ListedPrompts
 from tuneshift.prompts.stopping import Limits
 from tuneshift.run.ledger import Ledger
+from tuneshift.run.records import Candidate
 from tuneshift.sections.engine import EndpointSection
 
 Generator = PromptGenerator | HostedGenerator | ListedPrompts
@@ -194,6 +195,14 @@ def calibration_of(loaded: LoadedConfig) -> int | None:
     """Return on how many candidates tau is calibrated, or `None` for a fixed tau."""
     section = loaded.config.criterion
     return section.calibration if section.tau == "auto" else None
+
+
+def criterion_on(loaded: LoadedConfig, candidates: Sequence[Candidate]) -> Criterion:
+    """Return the configured rule for candidates that are all there; an automatic tau is calibrated on the first."""
+    criterion, calibration = criterion_of(loaded), calibration_of(loaded)
+    if calibration is None:
+        return criterion
+    return criterion.with_tau(calibrate_tau(candidates[:calibration], criterion) or criterion.tau)
 
 
 def answer_decoding(loaded: LoadedConfig) -> Decoding:

@@ -15,7 +15,7 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
 
 
-def _from_folder(value: str, info: ValidationInfo) -> str:
+def from_folder(value: str, info: ValidationInfo) -> str:
     """Make a path absolute, from the configuration file's folder."""
     folder = Path((info.context or {}).get("folder", "."))
     try:
@@ -26,10 +26,10 @@ def _from_folder(value: str, info: ValidationInfo) -> str:
 
 def path_or_hub_id(value: str, info: ValidationInfo) -> str:
     """Make a model reference absolute where such a path exists; a Hub id stays as it is."""
-    path = _from_folder(value, info)
+    path = from_folder(value, info)
     explicit = value.startswith(("/", "./", "../", "~")) or value.endswith(".gguf")
     return path if explicit or os.path.exists(path) else value
 
 
-PathText = Annotated[str, AfterValidator(_from_folder)]
+PathText = Annotated[str, AfterValidator(from_folder)]
 ModelText = Annotated[str, AfterValidator(path_or_hub_id)]
