@@ -95,7 +95,8 @@ def test_the_smallest_complete_file_loads_with_the_papers_defaults(tmp_path: Pat
             "max_candidates": 10_000, "max_rounds": 500, "patience": 3,
         },
         "criterion": {
-            "name": "ppl_diff", "tau": 1.5, "tau_f": 1.2, "tau_b": 1.6, "ratio": 1.5, "keep_rate": 0.2,
+            "name": "ppl_diff", "tau": 1.5, "tau_f": 1.2, "tau_b": 1.6, "ratio": 1.5, "threshold": 0.405,
+            "vote_share": 0.6, "samples": 5, "keep_rate": 0.2,
             "calibration": 200, "count_eos": False,
         },
         "distill": {
@@ -224,7 +225,8 @@ def test_the_refusal_of_tau_says_what_was_expected_and_given(tmp_path: Path) -> 
 
 FLOATS = [
     "generator.temperature", "generator.top_p", "criterion.tau_f", "criterion.tau_b", "criterion.ratio",
-    "criterion.keep_rate", "distill.lora_dropout", "distill.learning_rate", "engine.gpu_memory_utilization",
+    "criterion.threshold", "criterion.vote_share", "criterion.keep_rate", "distill.lora_dropout",
+    "distill.learning_rate", "engine.gpu_memory_utilization",
 ]  # fmt: skip
 
 
@@ -237,7 +239,8 @@ def test_a_number_that_is_not_finite_is_refused(tmp_path: Path, key: str, value:
 COUNTS = [
     "generator.max_new_tokens", "synthesis.target_size", "synthesis.demos", "synthesis.per_call",
     "synthesis.calls_per_round", "synthesis.max_new_tokens", "synthesis.max_candidates", "synthesis.max_rounds",
-    "synthesis.patience", "criterion.calibration", "distill.r", "distill.lora_alpha", "distill.num_train_epochs",
+    "synthesis.patience", "criterion.calibration", "criterion.samples", "distill.r",
+    "distill.lora_alpha", "distill.num_train_epochs",
     "distill.per_device_train_batch_size", "distill.gradient_accumulation_steps", "evaluation.max_new_tokens",
     "engine.batch_size", "engine.workers", "engine.tensor_parallel_size", "engine.max_model_len",
 ]  # fmt: skip
@@ -596,7 +599,8 @@ CHANGES = {
     "source.substitute_base": "org/other", "source.same_base": "true", "target.model": "org/other",
     "generator.kind": "chat", "generator.model": "target", "generator.instruction": "Other.",
     "generator.temperature": "0.7", "generator.top_p": "0.9", "generator.top_k": "50",
-    "generator.prompts": "logged.jsonl", "generator.max_new_tokens": "65", "generator.api": "{model: other}", "seeds": "other.jsonl",
+    "generator.prompts": "logged.jsonl", "generator.max_new_tokens": "65", "generator.api": "{model: other}",
+    "seeds": "other.jsonl",
     "prompt_template": "'Q: {text}'",
     "synthesis.target_size": "251", "synthesis.demos": "4", "synthesis.per_call": "10",
     "synthesis.calls_per_round": "3", "synthesis.decoding": "greedy", "synthesis.max_new_tokens": "17",
@@ -604,6 +608,7 @@ CHANGES = {
     "synthesis.stop": "['###']", "synthesis.max_candidates": "100", "synthesis.max_rounds": "100",
     "synthesis.patience": "2", "criterion.name": "ratio", "criterion.tau": "1.6", "criterion.tau_f": "1.3",
     "criterion.tau_b": "1.7", "criterion.ratio": "1.6", "criterion.keep_rate": "0.3", "criterion.calibration": "100",
+    "criterion.threshold": "0.5", "criterion.vote_share": "0.8", "criterion.samples": "9",
     "criterion.count_eos": "true", "distill.r": "4", "distill.lora_alpha": "8", "distill.lora_dropout": "0",
     "distill.target_modules": "all-linear", "distill.num_train_epochs": "3", "distill.learning_rate": "0.001",
     "distill.per_device_train_batch_size": "4", "distill.gradient_accumulation_steps": "2",
@@ -621,6 +626,9 @@ ALSO = {
     "evaluation.pattern": ["evaluation.metric=regex"],
     "generator.api": ["generator.kind=chat"],
     "generator.prompts": ["generator.kind=file"],
+    "criterion.threshold": ["criterion.name=lift"],
+    "criterion.vote_share": ["criterion.name=vote"],
+    "criterion.samples": ["criterion.name=vote"],
     "engine.fine_tuned": ["engine.kind=openai", "engine.base={base_url: 'http://h/v1', model: m}"],
     "engine.base": ["engine.kind=openai", "engine.fine_tuned={base_url: 'http://h/v1', model: m}"],
 }

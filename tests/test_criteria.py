@@ -1,17 +1,23 @@
-"""Every rule against its formula on made-up records; an automatic tau against brute force."""
+"""Every rule against its formula on made-up records; an automatic tau and the length control against brute force."""
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from tuneshift.criteria import RULES, Criterion, calibrate_tau, decide, may_keep
+from tuneshift.criteria import RULES, Criterion, calibrate_tau, decide, decide_all, may_keep, score_of, unmeasured
+from tuneshift.measuring import PASSES
 from tuneshift.run.records import Candidate, FinishReason, Response
+from tuneshift.sections.synthesis import CriterionSection
 
+MEASURED = sorted(PASSES)
+UNMEASURED = sorted(set(RULES) - set(PASSES))
 QUADRANT_RULES = {"ppl_diff": "low-high", "low_low": "low-low", "high_low": "high-low", "high_high": "high-high"}
 
 
@@ -33,6 +39,22 @@ def candidate(y_f: Response | None, y_b: Response | None, *, id_: str = "r0000-c
 def mean_nll(answer: Response | None) -> float:
     assert answer is not None
     return -sum(answer.token_logprobs) / len(answer.token_logprobs)
+
+
+def measured(record: Candidate, score: float, rule: str) -> Candidate:
+    """Return the record with the measures of a rule, such that the rule's score is `score`."""
+    assert record.y_f is not None
+    total, n = record.y_f.sum_logprob, max(1, record.y_f.n_tokens)
+    perplexity = math.exp(min(700.0, score - total / n)) if math.isfinite(total) else math.nan
+    measures: dict[str, dict[str, float | None]] = {
+        "lift": {"logprob_b_f": total / n - score},
+        "kl": {"kl": score},
+        "entropy_drop": {"entropy_b": 1.0 + score, "entropy_f": 1.0},
+        "few_shot_base": {"few_shot_ppl": perplexity, "few_shot_ppl_eos": perplexity},
+        "target_gap": {"logprob_t_byte": total / max(1, len(record.y_f.text.encode())) - score},
+        "vote": {"vote_5": score},
+    }
+    return replace(record, measures=measures.get(rule, {}))
 
 
 logprob_lists = st.lists(st.floats(-4, 0), min_size=1, max_size=6)
@@ -164,24 +186,43 @@ NAN, INF = math.nan, math.inf
 
 @pytest.mark.parametrize("rule", sorted(RULES))
 @pytest.mark.parametrize(
-    ("y_f", "y_b", "reason"),
+    ("y_f", "reason"),
     [
-        (response(text=""), response(-1.0), "empty y_f"),
-        (response(-0.1, text=" \n"), response(-1.0), "empty y_f"),
-        (response(-0.1), response(text=""), "empty y_b"),
-        (response(-0.1, finish="length"), response(-1.0), "y_f hit max_new_tokens"),
-        (response(-0.1, NAN), response(-1.0), "non-finite score"),
-        (response(-0.1), response(-1.0, NAN), "non-finite score"),
-        (response(-0.1, -INF), response(-1.0), "non-finite score"),
-        (response(-0.1), response(-1.0, -INF), "non-finite score"),
-        (response(-INF, INF), response(-1.0), "non-finite score"),
+        (response(text=""), "empty y_f"),
+        (response(-0.1, text=" \n"), "empty y_f"),
+        (response(-0.1, finish="length"), "y_f hit max_new_tokens"),
+        (response(-0.1, NAN), "non-finite score"),
+        (response(-0.1, -INF), "non-finite score"),
+        (response(-INF, INF), "non-finite score"),
     ],
 )
-def test_an_unusable_record_is_dropped_by_every_rule_with_its_reason(
-    y_f: Response, y_b: Response, reason: str, rule: str
-) -> None:
-    decided = decide(candidate(y_f, y_b), Criterion(rule, keep_rate=1.0))
+def test_an_unusable_y_f_is_dropped_by_every_rule_with_its_reason(y_f: Response, reason: str, rule: str) -> None:
+    record = measured(candidate(y_f, response(-1.0)), 9.0, rule)
+    decided = decide(record, Criterion(rule, keep_rate=1.0, vote_share=0.0))
     assert (decided.kept, decided.reason) == (False, reason)
+
+
+UNUSABLE_Y_B = [
+    (response(text=""), "empty y_b"),
+    (response(-1.0, NAN), "non-finite score"),
+    (response(-1.0, -INF), "non-finite score"),
+]
+
+
+@pytest.mark.parametrize("rule", UNMEASURED)
+@pytest.mark.parametrize(("y_b", "reason"), UNUSABLE_Y_B)
+def test_an_unusable_y_b_is_dropped_by_every_rule_that_reads_it(y_b: Response, reason: str, rule: str) -> None:
+    decided = decide(candidate(response(-0.1), y_b), Criterion(rule, keep_rate=1.0))
+    assert (decided.kept, decided.reason) == (False, reason)
+
+
+@pytest.mark.parametrize("rule", MEASURED)
+@pytest.mark.parametrize("y_b", [None, *(y_b for y_b, _ in UNUSABLE_Y_B)])
+def test_a_rule_that_measures_reads_no_y_b(y_b: Response | None, rule: str) -> None:
+    high = measured(candidate(response(-0.1), y_b), 9.0, rule)
+    assert decide(high, Criterion(rule)).reason == "kept"
+    low = measured(candidate(response(-0.1), y_b), 0.01, rule)
+    assert decide(low, Criterion(rule)).reason == f"not {rule}"
 
 
 @pytest.mark.parametrize("side", ["y_f", "y_b"])
@@ -212,7 +253,7 @@ def test_a_record_without_an_answer_of_f_stays_as_it_is(y_b: Response | None, ru
 
 @pytest.mark.parametrize("rule", sorted(RULES))
 @pytest.mark.parametrize(("ppl_f", "side"), [(1.4, "low"), (1.5, "high")])
-def test_a_record_whose_base_was_not_asked_is_never_kept_and_says_so(rule: str, ppl_f: float, side: str) -> None:
+def test_a_record_without_what_the_rule_reads_is_never_kept_and_says_so(rule: str, ppl_f: float, side: str) -> None:
     decided = decide(candidate(with_perplexity(ppl_f), None), Criterion(rule, tau=1.5, keep_rate=1.0))
     assert (decided.kept, decided.reason) == (False, f"{side}-unscored")
     capped = decide(candidate(response(-0.1, finish="length"), None), Criterion(rule))
@@ -223,19 +264,161 @@ def test_a_record_whose_base_was_not_asked_is_never_kept_and_says_so(rule: str, 
 def test_the_base_is_asked_wherever_its_answer_could_matter(record: Candidate, rule: str, tau: float) -> None:
     criterion = Criterion(rule, tau=tau, tau_f=tau, keep_rate=1.0)
     assert record.y_f is not None
-    if decide(record, criterion).kept:
+    if decide(measured(record, 9.0, rule), criterion).kept:
         assert may_keep(record.y_f, criterion)
 
 
 @pytest.mark.parametrize(
     ("rule", "low", "high"),
     [("ppl_diff", True, False), ("low_low", True, False), ("high_low", False, True), ("high_high", False, True),
-     ("asymmetric", True, False), ("ratio", True, True), ("none", True, True), ("random", True, True)],
+     ("asymmetric", True, False), ("ratio", True, True), ("none", True, True), ("random", True, True),
+     ("length", True, True), ("lift", True, True), ("few_shot_base", True, False)],
 )  # fmt: skip
 def test_which_side_of_tau_makes_the_base_worth_asking(rule: str, low: bool, high: bool) -> None:
     criterion = Criterion(rule, tau=1.5, tau_f=1.5)
     assert [may_keep(with_perplexity(ppl), criterion) for ppl in (1.4, 1.6)] == [low, high]
     assert not may_keep(response(-0.1, finish="length"), criterion)
+
+
+# Rules that read measures
+
+
+def test_the_configuration_knows_every_rule_and_every_rule_that_measures_has_its_pass() -> None:
+    assert set(get_args(CriterionSection.model_fields["name"].annotation)) == set(RULES)
+    assert {name for name in RULES if Criterion(name).needs()} == set(PASSES)
+
+
+scores = st.floats(-3, 3)
+
+
+@given(usable_candidates, scores, st.floats(-2, 2), st.sampled_from(["lift", "kl", "entropy_drop", "target_gap"]))
+def test_a_threshold_rule_keeps_what_scores_at_least_its_threshold(
+    record: Candidate, score: float, threshold: float, rule: str
+) -> None:
+    assume(abs(score - threshold) > 1e-9)
+    record, criterion = measured(record, score, rule), Criterion(rule, threshold=threshold)
+    assert score_of(record, criterion) == pytest.approx(score, abs=1e-9)
+    assert decide(record, criterion).kept == (score >= threshold)
+
+
+def test_a_score_at_exactly_its_threshold_is_kept() -> None:
+    record = replace(candidate(response(-0.5), None), measures={"kl": 0.25, "vote_5": 0.6})
+    assert decide(record, Criterion("kl", threshold=0.25)).kept
+    assert not decide(record, Criterion("kl", threshold=math.nextafter(0.25, 1))).kept
+    assert decide(record, Criterion("vote", vote_share=0.6)).kept
+    assert not decide(record, Criterion("vote", vote_share=0.8)).kept
+
+
+def test_lift_and_target_gap_on_a_worked_case() -> None:
+    record = candidate(response(-0.5, -1.5, text="äb"), None)  # two tokens, three bytes
+    record = replace(record, measures={"logprob_b_f": -2.25, "logprob_t_byte": -1.0})
+    assert score_of(record, Criterion("lift")) == pytest.approx(-1.0 + 2.25)
+    assert score_of(record, Criterion("target_gap")) == pytest.approx(-2.0 / 3 + 1.0)
+
+
+@given(usable_candidates, st.floats(1, 20), taus)
+def test_few_shot_base_is_the_paper_rule_with_another_base_response(record: Candidate, ppl: float, tau: float) -> None:
+    twin = replace(record, y_b=with_perplexity(ppl))
+    assert twin.y_b is not None
+    record = replace(record, y_b=None, measures={"few_shot_ppl": twin.y_b.perplexity()})
+    assert decide(record, Criterion("few_shot_base", tau=tau)).kept == decide(twin, Criterion("ppl_diff", tau=tau)).kept
+    margin = math.log(ppl) - mean_nll(record.y_f)
+    assert score_of(record, Criterion("few_shot_base")) == pytest.approx(margin, abs=1e-9)
+
+
+def test_few_shot_base_counts_the_eos_on_both_sides() -> None:
+    record = candidate(response(-0.1, eos=-3.0), None)
+    record = replace(record, measures={"few_shot_ppl": 9.0, "few_shot_ppl_eos": 1.2})
+    assert decide(record, Criterion("few_shot_base")).kept
+    assert decide(record, Criterion("few_shot_base", count_eos=True)).reason == "not few_shot_base"
+    assert score_of(record, Criterion("few_shot_base", count_eos=True)) == pytest.approx(math.log(1.2) - 3.1 / 2)
+
+
+@pytest.mark.parametrize("rule", MEASURED)
+def test_what_was_tried_and_is_not_finite_is_never_kept_and_says_what(rule: str) -> None:
+    criterion = Criterion(rule)
+    record = replace(candidate(response(-0.1), None), measures=dict.fromkeys(criterion.needs()))
+    assert decide(record, criterion).reason == f"no finite {criterion.needs()[0]}"
+    assert score_of(record, criterion) is None
+    assert unmeasured([record], criterion, gated=True) == []  # trying again would give the same
+
+
+def test_another_number_of_samples_is_another_measure() -> None:
+    record = replace(candidate(response(-0.1), None), measures={"vote_5": 1.0})
+    assert decide(record, Criterion("vote", samples=5)).kept
+    assert decide(record, Criterion("vote", samples=9)).reason == "low-unscored"
+    assert unmeasured([record], Criterion("vote", samples=9), gated=True) == [record]
+
+
+@given(usable_candidates)
+def test_the_score_of_the_ratio_rule_is_the_margin(record: Candidate) -> None:
+    margin = mean_nll(record.y_b) - mean_nll(record.y_f)
+    assert score_of(record, Criterion("ratio")) == pytest.approx(margin, abs=1e-9)
+
+
+@pytest.mark.parametrize("rule", sorted(name for name in RULES if RULES[name].grade))
+def test_what_a_rule_cannot_judge_has_no_score(rule: str) -> None:
+    assert score_of(candidate(None, None), Criterion(rule)) is None
+    assert score_of(candidate(response(-0.1), None), Criterion(rule)) is None
+    capped = measured(candidate(response(-0.1, finish="length"), response(-1.0)), 1.0, rule)
+    assert score_of(capped, Criterion(rule)) is None
+
+
+def test_a_rule_that_only_says_yes_or_no_has_no_score() -> None:
+    with pytest.raises(ValueError, match="ppl_diff does not grade; ratio, lift, kl, "):
+        score_of(candidate(response(-0.1), response(-1.0)), Criterion("ppl_diff"))
+
+
+def test_measured_is_what_the_rule_could_keep() -> None:
+    sure, unsure = candidate(with_perplexity(1.2), None), candidate(with_perplexity(4.0), None)
+    records = [sure, unsure, candidate(None, None), candidate(response(-0.1, finish="length"), None)]
+    assert unmeasured(records, Criterion("few_shot_base"), gated=True) == [sure]
+    assert unmeasured(records, Criterion("few_shot_base"), gated=False) == [sure, unsure]
+    assert unmeasured(records, Criterion("kl"), gated=True) == [sure, unsure]
+    assert unmeasured(records, Criterion("ppl_diff"), gated=False) == []
+
+
+# The length control
+
+
+def numbered(records: list[Candidate]) -> list[Candidate]:
+    return [replace(record, id=f"r0000-c000-p{n:03d}") for n, record in enumerate(records)]
+
+
+def lengths(records: list[Candidate]) -> Counter[int]:
+    return Counter(record.y_f.n_tokens for record in records if record.kept and record.y_f is not None)
+
+
+@given(st.lists(usable_candidates | unsure_candidates, max_size=20).map(numbered), taus, st.integers(0, 3))
+def test_the_length_control_keeps_the_lengths_of_the_paper_rule(
+    records: list[Candidate], tau: float, seed: int
+) -> None:
+    control = decide_all(records, Criterion("length", tau=tau, seed=seed))
+    assert lengths(control) == lengths(decide_all(records, Criterion("ppl_diff", tau=tau)))
+    assert [record.id for record in control] == [record.id for record in records]
+    for record in control:
+        assert record.kept <= decide(record, Criterion("none")).kept  # never what no rule can judge
+
+
+def test_the_length_control_draws_among_all_of_a_length() -> None:
+    # Of 400 with one token ppl_diff keeps 100, of 400 with two tokens none.
+    short = [candidate(with_perplexity(1.1), with_perplexity(9.0 if n < 100 else 1.2)) for n in range(400)]
+    long = [candidate(response(-1.0, -1.0), with_perplexity(9.0)) for n in range(400)]
+    records = numbered([*short, *long])
+    drawn = [{c.id for c in decide_all(records, Criterion("length", seed=seed)) if c.kept} for seed in (0, 0, 1)]
+    assert drawn[0] == drawn[1] != drawn[2]
+    paper = {c.id for c in decide_all(records, Criterion("ppl_diff")) if c.kept}
+    assert len(drawn[0]) == len(paper) == 100
+    assert len(drawn[0] & paper) == pytest.approx(25, abs=5 * math.sqrt(100 * 0.25 * 0.75))
+    reasons = {c.reason for c in decide_all(records, Criterion("length"))}
+    assert reasons == {"kept", "not length (low-high)", "not length (low-low)", "not length (high-high)"}
+
+
+def test_all_other_rules_decide_each_candidate_by_itself() -> None:
+    records = numbered([candidate(with_perplexity(f), with_perplexity(b)) for f in (1.1, 2.0) for b in (1.2, 3.0)])
+    for rule in sorted(set(RULES) - {"length"}):
+        graded = [measured(record, 1.0, rule) for record in records]
+        assert decide_all(graded, Criterion(rule)) == [decide(record, Criterion(rule)) for record in graded]
 
 
 # EOS
@@ -294,6 +477,14 @@ def test_calibration_looks_at_answered_records_alone() -> None:
     assert calibrate_tau([*answered, *[candidate(None, None)] * 20], criterion) == pytest.approx(1.4)
     assert calibrate_tau([candidate(None, None)] * 3, criterion) is None
     assert calibrate_tau([], criterion) is None
+
+
+def test_calibration_of_few_shot_base_looks_at_its_own_perplexities() -> None:
+    pairs = [(1.1, 2.0), (1.2, 1.3), (1.4, 5.0), (1.8, 1.9)]
+    records = [replace(candidate(with_perplexity(f), None), measures={"few_shot_ppl": ppl}) for f, ppl in pairs]
+    tau = calibrate_tau(records, Criterion("few_shot_base", keep_rate=0.5))
+    assert tau is not None
+    assert sum(f < tau <= ppl for f, ppl in pairs) == 2
 
 
 def test_calibration_counts_the_eos_where_the_criterion_does() -> None:

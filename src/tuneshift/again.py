@@ -1,16 +1,17 @@
-"""Parts of a run again: its candidates under another criterion, its trained target on other questions, its report."""
+"""Parts of a run again: its candidates measured for, and under, another criterion; its target on other questions."""
 
 from __future__ import annotations
 
+import statistics
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tuneshift.criteria import decide
+from tuneshift.criteria import Criterion, decide_all, score_of, unmeasured
 from tuneshift.dataset import kept_rows, read_rows
-from tuneshift.errors import ConfigError, DataError, RunDirectoryError
+from tuneshift.errors import ConfigError, DataError, ResumeRefused, RunDirectoryError
 from tuneshift.evaluate.evidence import gather_evidence
 from tuneshift.pipeline import finish
 from tuneshift.preflight import read_inputs
@@ -18,27 +19,42 @@ from tuneshift.progress import SILENT, Progress
 from tuneshift.prompts.screening import normalize
 from tuneshift.run.directory import RunDirectory, jsonl, write_atomically, write_json
 from tuneshift.run.ledger import Ledger
+from tuneshift.run.records import Candidate
+from tuneshift.run.resume import changed_inputs
 from tuneshift.run.stored import stored_config
-from tuneshift.wiring import criterion_on, evidence_settings
+from tuneshift.run.usage import timed
+from tuneshift.wiring import calibration_of, criterion_of, criterion_on, evidence_settings, open_instruments
+
+SHARD = 128  # candidates that are measured and committed together; a batch's default rows. A kill loses at most one
 
 
 def reselect(run: RunDirectory, overrides: Sequence[str]) -> dict[str, Any]:
     """Write the dataset that another criterion keeps from the run's candidates, and return what it kept.
 
-    No model is touched: every rule is a function of the stored records.
+    No model is touched: every rule is a function of the stored records. What it needs beyond both responses,
+    `measure` measures before.
 
     The run itself stays as it was: the dataset goes to `reselected/`, under a name that tells rule and threshold. What
     the loop would have generated next under the other criterion is not known, since kept prompts breed new ones.
 
     Raises:
         ConfigError: an override touches another section.
+        RunDirectoryError: candidates that the criterion could keep are not measured.
     """
-    _only(overrides, "criterion", "generated prompts can only be decided again by other `criterion` settings")
+    _only(overrides, ("criterion",), "generated prompts can only be decided again by other `criterion` settings")
     with Ledger(run.ledger) as ledger:
         loaded = stored_config(run, ledger, overrides)
         candidates = ledger.candidates()
+    criterion = criterion_of(loaded)
+    lacking = unmeasured(candidates, criterion, gated=calibration_of(loaded) is None)
+    if lacking:
+        settings = " ".join(f"--set {override}" for override in overrides)
+        raise RunDirectoryError(
+            f"{run.path}: {len(lacking)} of {len(candidates)} candidates have no {' and '.join(criterion.needs())}, "
+            f"which criterion {criterion.name} reads. Measure them first: tuneshift measure {run.path} {settings}"
+        )
     criterion = criterion_on(loaded, candidates)
-    decided = [decide(candidate, criterion) for candidate in candidates]
+    decided = decide_all(candidates, criterion)
     rows = kept_rows(decided, target_size=len(decided), count_eos=criterion.count_eos)
     path = run.reselected / f"{criterion.label()}.jsonl"
     write_atomically(path, jsonl(rows))
@@ -57,6 +73,54 @@ def reselect(run: RunDirectory, overrides: Sequence[str]) -> dict[str, Any]:
     }
 
 
+def measure(run: RunDirectory, overrides: Sequence[str], *, progress: Progress = SILENT) -> dict[str, Any]:
+    """Measure what a criterion needs on the run's candidates, and return how many were measured and their scores.
+
+    Measures go to the ledger, `SHARD` candidates at a time, and a repeated call goes on with the rest. The run's
+    dataset stays; `reselect` decides.
+
+    Raises:
+        ConfigError: an override touches another section, or the criterion needs no measure.
+        ResumeRefused: the seeds or the adapter are not those that the run was started with.
+    """
+    _only(overrides, ("criterion", "engine"), "measuring can only be given `criterion` and `engine` settings")
+    with Ledger(run.ledger) as ledger:
+        loaded = stored_config(run, ledger, overrides)
+        criterion, candidates = criterion_of(loaded), ledger.candidates()
+        if not criterion.needs():
+            raise ConfigError(f"criterion {criterion.name} needs no measure: tuneshift reselect decides at once.")
+        lacking = unmeasured(candidates, criterion, gated=False)
+        inputs = read_inputs(loaded.config, folder=loaded.folder, trains=False)
+        own = {name: digest for name, digest in inputs.digests.items() if name in ("seeds", "source.adapter")}
+        if other := changed_inputs(ledger, own):
+            raise ResumeRefused(
+                f"{run.path}: this run was started with other content in {', '.join(other)}, so measures would not "
+                "belong to its candidates. Restore the file."
+            )
+        title = f"Measuring for {criterion.name}"
+        with (
+            open_instruments(loaded, inputs.seeds) as instruments,
+            timed(ledger, "measure"),
+            progress.stage(title, total=len(lacking), unit="candidates") as meter,
+        ):
+            for start in range(0, len(lacking), SHARD):
+                shard = lacking[start : start + SHARD]
+                ledger.record_measures(instruments.measure(shard, criterion))
+                meter.update(start + len(shard))
+        return {
+            "criterion": criterion.name,
+            "candidates": len(candidates),
+            "measured": len(lacking),
+            **_scores(ledger.candidates(), criterion),
+        }
+
+
+def _scores(candidates: Sequence[Candidate], criterion: Criterion) -> dict[str, Any]:
+    """Return how many candidates the criterion can judge, and the quartiles of their scores, `None` for less than 2."""
+    scores = [score for candidate in candidates if (score := score_of(candidate, criterion)) is not None]
+    return {"judged": len(scores), "quartiles": statistics.quantiles(scores) if len(scores) > 1 else None}
+
+
 def evaluate_again(
     run: RunDirectory, overrides: Sequence[str], *, progress: Progress = SILENT
 ) -> tuple[dict[str, Any], Path]:
@@ -70,7 +134,7 @@ def evaluate_again(
     """
     if not run.training.exists():
         raise RunDirectoryError(f"{run.path}: the target is not trained yet. Finish `tuneshift transfer` first.")
-    _only(overrides, "evaluation", "a trained run can only be given other `evaluation` settings")
+    _only(overrides, ("evaluation",), "a trained run can only be given other `evaluation` settings")
     with Ledger(run.ledger) as ledger:
         loaded = stored_config(run, ledger, overrides)
     if loaded.config.evaluation is None:
@@ -102,7 +166,7 @@ def report_again(run: RunDirectory) -> None:
         finish(run, ledger)
 
 
-def _only(overrides: Sequence[str], section: str, why: str) -> None:
-    wrong = [override for override in overrides if override.partition("=")[0].split(".")[0].strip() != section]
+def _only(overrides: Sequence[str], sections: Sequence[str], why: str) -> None:
+    wrong = [override for override in overrides if override.partition("=")[0].split(".")[0].strip() not in sections]
     if wrong:
         raise ConfigError(f"--set {wrong[0]}: {why}.")

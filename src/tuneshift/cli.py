@@ -132,6 +132,20 @@ def doctor(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = Fa
 
 
 @app.command()
+def measure(run: RunPath, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Measure what another criterion needs on a run's candidates (`--set criterion.name=kl`), for `reselect`."""
+    from tuneshift.run.directory import RunDirectory
+
+    with RunDirectory.existing(run) as directory:
+        from tuneshift.again import measure as run_measure
+        from tuneshift.console import open_progress
+
+        _quiet_libraries()
+        result = run_measure(directory, overrides or [], progress=open_progress())
+    _print(result, as_json, _key_lines)
+
+
+@app.command()
 def reselect(run: RunPath, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Decide a run's candidates again under another criterion, without touching a model."""
     from tuneshift.again import reselect as run_reselect

@@ -74,6 +74,21 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _criterion_can_be_measured(self) -> Config:
+        name, whole = self.criterion.name, ("kl", "entropy_drop")
+        if name in whole and self.engine.kind != "hf":
+            raise ValueError(
+                f"criterion {name} needs engine.kind: hf, since servers do not tell whole distributions; `lift` is the "
+                "like of it from single tokens"
+            )
+        if name in (*whole, "lift") and self.source.substitute_base is not None:
+            raise ValueError(
+                f"criterion {name} compares F with B token by token, and source.substitute_base has other tokens: "
+                "leave one of them out"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _template_has_text_once(self) -> Config:
         if self.prompt_template is not None and self.prompt_template.count("{text}") != 1:
             raise ValueError(f"prompt_template must contain {{text}} exactly once, got {self.prompt_template!r}")

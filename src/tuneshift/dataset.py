@@ -15,7 +15,10 @@ Row = dict[str, Any]
 
 
 def kept_rows(candidates: Sequence[Candidate], *, target_size: int, count_eos: bool) -> list[Row]:
-    """Return the first `target_size` kept pairs with their provenance, in the order in which they were kept."""
+    """Return the first `target_size` kept pairs with their provenance, in the order in which they were kept.
+
+    `ppl_b` is `None` where the criterion needs no answer of B, and none was asked for.
+    """
     kept = [candidate for candidate in candidates if candidate.kept][:target_size]
     return [
         {
@@ -23,10 +26,10 @@ def kept_rows(candidates: Sequence[Candidate], *, target_size: int, count_eos: b
             "prompt": candidate.prompt,
             "response": candidate.y_f.text,
             "ppl_f": candidate.y_f.perplexity(count_eos=count_eos),
-            "ppl_b": candidate.y_b.perplexity(count_eos=count_eos),
+            "ppl_b": candidate.y_b and candidate.y_b.finite_perplexity(count_eos=count_eos),
         }
         for candidate in kept
-        if candidate.y_f is not None and candidate.y_b is not None
+        if candidate.y_f is not None
     ]
 
 

@@ -95,7 +95,10 @@ def examine(loaded: LoadedConfig, *, progress: Progress = SILENT) -> Diagnosis:
     with closing(open_reference(weights, one_by_one)) as reference:
         scored = reference.score(requests, fine_tuned=True)
     again = {id(response): logprobs for (_, response), logprobs in zip(written, scored, strict=True)}
-    return _diagnosis(described, canary, prompts, answers, again, criterion_of(loaded))
+    criterion = criterion_of(loaded)
+    if criterion.needs():  # measures do not come from the records that are compared here
+        criterion = replace(criterion, name="ppl_diff")
+    return _diagnosis(described, canary, prompts, answers, again, criterion)
 
 
 def _diagnosis(

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from tuneshift.config import LoadedConfig
-from tuneshift.criteria import Criterion, calibrate_tau, decide, may_keep
+from tuneshift.criteria import Criterion, calibrate_tau, decide_all, may_keep
 from tuneshift.datafiles import Seed
 from tuneshift.dataset import kept_rows, pairs, read_rows
 from tuneshift.engines.base import Decoding
@@ -23,6 +23,7 @@ from tuneshift.engines.source import Source
 from tuneshift.errors import NothingKeptError
 from tuneshift.evaluate.evidence import gather_evidence
 from tuneshift.launch import train
+from tuneshift.measuring import Instruments
 from tuneshift.preflight import Inputs, read_inputs
 from tuneshift.progress import SILENT, Progress
 from tuneshift.prompts.generators import PoolItem
@@ -105,10 +106,12 @@ class Synthesis:
     `fits` tells whether a prompt leaves room for a response, and `learnable` whether the target can read a prompt with
     its response; `held_out` are prompts that must not be trained on. With
     `calibration`, the first round has at least that many candidates, and the tau that keeps the wanted share of them
-    is frozen for the run. B answers where F's response could still be kept, or everywhere with `complete_scores`.
+    is frozen for the run. B answers where F's response could still be kept by a rule that reads y_b, or everywhere with
+    `complete_scores`; a rule that needs more has it measured with `instruments`.
     """
 
     source: Source
+    instruments: Instruments
     generator: Generator
     seeds: Sequence[Seed]
     template: str | None
@@ -157,22 +160,25 @@ class Synthesis:
         )
         new = [candidate for call in calls for candidate in screen.sift(call, self.generator.parse(call))]
 
-        # 3) Both models answer, and F scores both answers (section 3.2, eq. 2 to 4).
+        # 3) Both models answer, and F scores both answers (section 3.2, eq. 2 to 4); some criteria measure more.
         criterion = self.criterion.with_tau(rounds[0].tau) if rounds else self.criterion
         calibrating = self.calibration is not None and not rounds
+        everything = self.complete_scores or calibrating
+        asks_base = self.complete_scores or not criterion.needs()
         fresh = {candidate.id: candidate.prompt for candidate in new if candidate.reason == UNANSWERED}
         answers = self.source.answer(
             fresh,
             decoding=self.decoding,
             run_seed=self.run_seed,
-            worth=lambda y_f: self.complete_scores or calibrating or may_keep(y_f, criterion),
+            worth=lambda y_f: asks_base and (everything or may_keep(y_f, criterion)),
         )
         new = [replace(c, y_f=answers[c.id].y_f, y_b=answers[c.id].y_b) if c.id in answers else c for c in new]
+        new = self.instruments.measure(new, criterion, gated=not everything)
 
         # 4) The criterion keeps what F is sure of and B would not have said.
         if calibrating:
             criterion = criterion.with_tau(calibrate_tau(new[: self.calibration], criterion) or criterion.tau)
-        new = [self.decided(candidate, criterion) for candidate in new]
+        new = [self.readable(candidate) for candidate in decide_all(new, criterion)]
 
         # 5) The round is committed whole; what it kept joins the pool.
         seconds = time.monotonic() - started
@@ -180,12 +186,11 @@ class Synthesis:
         ledger.raise_peaks(peak_memory())
         return new
 
-    def decided(self, candidate: Candidate, criterion: Criterion) -> Candidate:
+    def readable(self, candidate: Candidate) -> Candidate:
         """Return the candidate with its decision; what the target cannot read is never kept."""
-        decision = decide(candidate, criterion)
-        if decision.kept and decision.y_f and not self.learnable(decision.prompt, decision.y_f.text):
-            return replace(decision, kept=False, reason="too long for the target")
-        return decision
+        if candidate.kept and candidate.y_f and not self.learnable(candidate.prompt, candidate.y_f.text):
+            return replace(candidate, kept=False, reason="too long for the target")
+        return candidate
 
     def write_prompts(self, candidates: Sequence[Candidate], index: int, ledger: Ledger) -> list[GeneratorCall]:
         """Ask the generator for a round's prompts, and commit what it wrote before it is parsed."""
@@ -205,6 +210,7 @@ def synthesis(loaded: LoadedConfig, inputs: Inputs, models: SynthesisModels) -> 
     """Return the loop that the configuration describes, on opened models."""
     return Synthesis(
         source=models.source,
+        instruments=models.instruments,
         generator=models.generator,
         seeds=inputs.seeds,
         template=loaded.config.prompt_template,

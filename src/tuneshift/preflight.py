@@ -81,6 +81,12 @@ def read_inputs(config: Config, *, folder: Path, trains: bool = True) -> Inputs:
             check_adapter_base(adapter, config.source.base)
         read_adapter_config(adapter)
         files["source.adapter"] = Path(adapter) / "adapter_model.safetensors"
+    silent = next((seed for seed in seeds[: config.synthesis.demos] if seed.response is None), None)
+    if config.criterion.name == "few_shot_base" and silent is not None:
+        raise DataError(
+            f"{silent.place}: criterion few_shot_base shows B the seeds with their responses, and this one has none. "
+            'Add "response" to it, or use another criterion.'
+        )
     digests = {name: file_sha256(path) for name, path in files.items()}
     if config.distill.accelerate is not None and trains:
         # What else the file says moves no result: a run that lacked memory may go on with another file's text.

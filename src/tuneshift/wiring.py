@@ -6,8 +6,9 @@ Stages take plain arguments; here they are picked out of the configuration, and 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from tuneshift.engines.opening import EngineOptions, open_engine
 from tuneshift.engines.source import Source, open_source
 from tuneshift.evaluate.evidence import Questions
 from tuneshift.evaluate.tasks import find_metric, metric_digest
+from tuneshift.measuring import Instruments
 from tuneshift.models import LoadOptions, resolve_model
 from tuneshift.preflight import Inputs, ModelChecks, check_models, objection
 from tuneshift.progress import Progress
@@ -42,10 +44,12 @@ Generator = PromptGenerator | HostedGenerator | ListedPrompts
 class SynthesisModels:
     """F, B and G, opened and checked.
 
-    `fits` tells whether a prompt leaves room for a response everywhere, `learnable` whether T can read it with one.
+    `instruments` measure what a criterion needs besides both answers; `fits` tells whether a prompt leaves room for a
+    response everywhere, `learnable` whether T can read it with one.
     """
 
     source: Source
+    instruments: Instruments
     generator: Generator
     fits: Callable[[str], bool]
     learnable: Callable[[str, str], bool]
@@ -66,9 +70,10 @@ def synthesis_models(loaded: LoadedConfig, inputs: Inputs, progress: Progress) -
     target = inspect_target(training_settings(loaded))
     progress.note(f"Loading the source: {config.source.base} with {config.source.adapter or config.source.model}")
     together = _synthesis_engines(config)
-    source = open_run_source(loaded, inputs.seeds, substitute=True, open_at_once=together)
-    engine: Engine = source.engine
-    try:
+    with ExitStack() as opened:
+        source = open_run_source(loaded, inputs.seeds, substitute=True, open_at_once=together)
+        opened.callback(source.close)
+        plain = cache(lambda model: opened.enter_context(closing(open_plain(loaded, model, open_at_once=together))))
         readers = [*(engine.reader for engine in source.engines()), target]
         checks = check_models(
             source,
@@ -81,25 +86,53 @@ def synthesis_models(loaded: LoadedConfig, inputs: Inputs, progress: Progress) -
         progress.note(f"The adapter acts: it moves a seed token's log-probability by {checks.adapter_effect:.2f} nats")
         for warning in checks.warnings:
             progress.note(f"Warning: {warning}")
-        if ready is None and config.generator.model not in ("source", "base"):
-            own = config.target.model if config.generator.model == "target" else config.generator.model
+        own = _own_generator(config)
+        if own is not None:
             progress.note(f"Loading the prompt generator: {own}")
-            engine = open_engine(Weights(own, resolve_model(own)), engine_options(loaded, open_at_once=together))
-        generator = ready or prompt_generator(loaded, engine)
+        generator = ready or prompt_generator(loaded, source.engine if own is None else plain(own))
         if ready is None:
             generator.check(seed_texts)
         room = config.synthesis.max_new_tokens
         yield SynthesisModels(
             source=source,
+            instruments=instruments(
+                loaded, inputs.seeds, source=lambda: source, target=lambda: plain(config.target.model)
+            ),
             generator=generator,
             fits=lambda prompt: objection(prompt, readers, room=room) is None,
             learnable=lambda prompt, response: target.can_learn(prompt, response),
             checks=checks,
         )
-    finally:
-        source.close()
-        if engine is not source.engine:
-            engine.close()
+
+
+def instruments(
+    loaded: LoadedConfig, seeds: Sequence[Seed], *, source: Callable[[], Source], target: Callable[[], Engine]
+) -> Instruments:
+    """Return what measures are taken with; each model is opened once, when it is first needed."""
+    return Instruments(
+        source=cache(source),
+        target=cache(target),
+        demonstrations=seeds[: loaded.config.synthesis.demos],
+        decoding=answer_decoding(loaded),
+        run_seed=loaded.config.run.seed,
+    )
+
+
+@contextmanager
+def open_instruments(loaded: LoadedConfig, seeds: Sequence[Seed]) -> Iterator[Instruments]:
+    """Yield instruments that open F and B or T when they need them; free the models at the end."""
+    with ExitStack() as opened:
+        yield instruments(
+            loaded,
+            seeds,
+            source=lambda: opened.enter_context(closing(open_run_source(loaded, seeds, substitute=True))),
+            target=lambda: opened.enter_context(closing(open_plain(loaded, loaded.config.target.model))),
+        )
+
+
+def open_plain(loaded: LoadedConfig, model: str, *, open_at_once: int = 1) -> Engine:
+    """Open a model without a fine-tuning: a generator of its own, or T before its training."""
+    return open_engine(Weights(model, resolve_model(model)), engine_options(loaded, open_at_once=open_at_once))
 
 
 def open_run_source(loaded: LoadedConfig, seeds: Sequence[Seed], *, substitute: bool, open_at_once: int = 1) -> Source:
@@ -259,9 +292,16 @@ def _endpoint(section: EndpointSection | None, setting: str) -> Endpoint | None:
 
 
 def _synthesis_engines(config: Config) -> int:
-    """Return how many engines are open during synthesis: F and B, a substitute base, a generator of its own."""
-    own_generator = config.generator.opens_model and config.generator.model not in ("source", "base")
-    return 1 + (config.source.substitute_base is not None) + own_generator
+    """Return how many engines are open during synthesis: F and B, a substitute base, a generator of its own, T."""
+    plain = {_own_generator(config), config.target.model if config.criterion.name == "target_gap" else None} - {None}
+    return 1 + (config.source.substitute_base is not None) + len(plain)
+
+
+def _own_generator(config: Config) -> str | None:
+    """Return the model that writes prompts, `None` where that is F, B, behind an API or a file."""
+    if not config.generator.opens_model or config.generator.model in ("source", "base"):
+        return None
+    return config.target.model if config.generator.model == "target" else config.generator.model
 
 
 def evidence_settings(loaded: LoadedConfig, inputs: Inputs, adapter: Path) -> dict[str, Any]:

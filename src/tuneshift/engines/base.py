@@ -101,6 +101,20 @@ class ScoreRequest:
     response_ids: tuple[int, ...]
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """How F's and B's next-token distributions differ along a response: means over its tokens' positions, in nats.
+
+    `kl_fb` is KL(p_F || p_B), `kl_bf` is KL(p_B || p_F); `entropy_f` and `entropy_b` are the entropies of p_F and p_B.
+    A KL is infinite where one side rules out what the other does not.
+    """
+
+    kl_fb: float
+    kl_bf: float
+    entropy_f: float
+    entropy_b: float
+
+
 def check_ids(reader: Reader, texts: Sequence[Sequence[int]], *, room: int = 0) -> None:
     """Refuse what a model cannot read: a CPU raises an error of its own, a GPU or a server loses the whole process.
 
@@ -131,6 +145,13 @@ class Engine(Protocol):
 
     def score(self, requests: Sequence[ScoreRequest], *, fine_tuned: bool) -> list[tuple[float, ...]]:
         """Return the raw log-probability in nats of each response token of each request, in order."""
+
+    def compare(self, requests: Sequence[ScoreRequest]) -> list[Comparison]:
+        """Return how F and B differ along each response, in order.
+
+        Raises:
+            ModelError: the engine does not know whole distributions, or F and B have other vocabularies.
+        """
 
     def describe(self) -> dict[str, Any]:
         """Return what was loaded and where it runs, for the manifest."""

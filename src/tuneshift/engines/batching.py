@@ -35,13 +35,14 @@ def scoring_batches(
     vocabulary_size: int,
     batch_size: int,
     on_cpu: bool,
+    sides: int = 1,
 ) -> list[list[Item]]:
-    """Return requests that are scored together, of alike lengths and with bounded logits."""
+    """Return requests that are scored together, of alike lengths and with bounded logits, those of `sides` models."""
     return _batches(
         items,
         length=lambda item: len(request(item).prompt_ids) + len(request(item).response_ids),
         head_rows=lambda item: len(request(item).response_ids),
-        max_head_rows=max(1, LOGIT_BYTES // (4 * vocabulary_size)),
+        max_head_rows=max(1, LOGIT_BYTES // (4 * vocabulary_size * sides)),
         max_rows=batch_size,
         max_tokens=CPU_SCORING_TOKENS if on_cpu else BATCH_TOKENS,
         padding=PADDING,

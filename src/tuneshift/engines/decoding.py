@@ -140,6 +140,28 @@ def token_logprobs(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
     )
 
 
+def compare_distributions(logits_f: torch.Tensor, logits_b: torch.Tensor) -> torch.Tensor:
+    """Return KL(p_F || p_B), KL(p_B || p_F), H(p_F) and H(p_B) of each row in nats, in fp32, of shape [4, B].
+
+    A token that a side rules out adds nothing to that side's sums: p log p goes to 0 with p.
+
+    Args:
+        logits_f: shape [B, V], raw, of any precision.
+        logits_b: the same of the other side.
+    """
+    import torch
+
+    def expected(weights: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+        return (weights * values).masked_fill_(weights == 0, 0).sum(-1)
+
+    rows = []
+    for chunk_f, chunk_b in _chunks(logits_f, logits_b):
+        f, b = torch.log_softmax(chunk_f.float(), -1), torch.log_softmax(chunk_b.float(), -1)
+        p_f, p_b = f.exp(), b.exp()
+        rows.append(torch.stack([expected(p_f, f - b), expected(p_b, b - f), expected(p_f, -f), expected(p_b, -b)]))
+    return torch.cat(rows, -1)
+
+
 def _chunks(logits: torch.Tensor, other: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     rows = max(1, CHUNK_BYTES // (4 * logits.shape[-1]))
     return zip(logits.split(rows), other.split(rows), strict=True)

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from tuneshift.adapters import attach_adapter, merged_copy
 from tuneshift.encoding import Reader
-from tuneshift.engines.base import Completion, Decoding, ScoreRequest, as_completion, check_ids
+from tuneshift.engines.base import Comparison, Completion, Decoding, ScoreRequest, as_completion, check_ids
 from tuneshift.engines.batching import BATCH_SIZE, generation_batches, scoring_batches
-from tuneshift.engines.decoding import Row, decode, token_logprobs
+from tuneshift.engines.decoding import Row, compare_distributions, decode, token_logprobs
 from tuneshift.errors import ModelError
 from tuneshift.models import (
     LoadOptions,
@@ -30,6 +30,7 @@ from tuneshift.models import (
 )
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
@@ -136,20 +137,18 @@ class HfEngine:
 
     def score(self, requests: Sequence[ScoreRequest], *, fine_tuned: bool) -> list[tuple[float, ...]]:
         """Return each response token's raw log-probability in nats, with the head on response rows only."""
-        check_ids(self._readable, [(*request.prompt_ids, *request.response_ids) for request in requests])
-        scores: dict[int, tuple[float, ...]] = {}
-        batches = scoring_batches(
-            range(len(requests)),
-            request=lambda index: requests[index],
-            vocabulary_size=self.reader.vocabulary_size,
-            batch_size=self._batch_size,
-            on_cpu=self._base.device.type == "cpu",
-        )
         with self._weights(fine_tuned) as model:
-            for batch in batches:
-                found = self._halving(batch, lambda part: self._score(model, [requests[index] for index in part]))
-                scores.update(zip(batch, found, strict=True))
-        return [scores[index] for index in range(len(requests))]
+            return self._in_batches(requests, lambda part: self._score(model, part))
+
+    def compare(self, requests: Sequence[ScoreRequest]) -> list[Comparison]:
+        """Return how F and B differ along each response; both read the same batches."""
+        sizes = {vocabulary_size(model) for model in (self._base, self._fine_tuned) if model is not None}
+        if len(sizes) > 1:
+            raise ModelError(
+                f"{self._name}: F and B have vocabularies of {' and '.join(map(str, sorted(sizes)))} tokens, so their "
+                "distributions cannot be compared. The criterion `lift` compares the tokens of the response alone."
+            )
+        return self._in_batches(requests, self._compare, sides=2)
 
     def describe(self) -> dict[str, Any]:
         """Return what was loaded and where it runs."""
@@ -214,7 +213,43 @@ class HfEngine:
         )
         return list(rows)
 
+    def _in_batches(
+        self, requests: Sequence[ScoreRequest], run: Callable[[Sequence[ScoreRequest]], list[Result]], *, sides: int = 1
+    ) -> list[Result]:
+        """Return the results of `run` on the requests, in order."""
+        check_ids(self._readable, [(*request.prompt_ids, *request.response_ids) for request in requests])
+        results: dict[int, Result] = {}
+        batches = scoring_batches(
+            range(len(requests)),
+            request=lambda index: requests[index],
+            vocabulary_size=self.reader.vocabulary_size,
+            batch_size=self._batch_size,
+            on_cpu=self._base.device.type == "cpu",
+            sides=sides,
+        )
+        for batch in batches:
+            results.update(zip(batch, self._halving([requests[index] for index in batch], run), strict=True))
+        return [results[index] for index in range(len(requests))]
+
     def _score(self, model: Any, requests: Sequence[ScoreRequest]) -> list[tuple[float, ...]]:
+        import torch
+
+        targets = [token for request in requests for token in request.response_ids]
+        logits = self._response_logits(model, requests)
+        logprobs = token_logprobs(logits, torch.tensor(targets, device=logits.device))
+        parts = logprobs.split([len(request.response_ids) for request in requests])
+        return [tuple(part.tolist()) for part in parts]
+
+    def _compare(self, requests: Sequence[ScoreRequest]) -> list[Comparison]:
+        sides = []
+        for fine_tuned in (True, False):
+            with self._weights(fine_tuned) as model:
+                sides.append(self._response_logits(model, requests))
+        parts = compare_distributions(*sides).split([len(request.response_ids) for request in requests], -1)
+        return [Comparison(*part.mean(-1).tolist()) for part in parts]
+
+    def _response_logits(self, model: Any, requests: Sequence[ScoreRequest]) -> torch.Tensor:
+        """Return the raw logits from which each response token was chosen, shape [response tokens, V]."""
         import torch
 
         device, width = model.device, max(len(r.prompt_ids) + len(r.response_ids) for r in requests)
@@ -225,10 +260,8 @@ class HfEngine:
             ids[line, :end] = torch.tensor([*request.prompt_ids, *request.response_ids], device=device)
             rows[line, start - 1 : end - 1] = True  # the position before a token predicts it
         # Padding stands on the right, where no token looks: attention that is plainly causal needs no mask for it.
-        logits = model(input_ids=ids, use_cache=False, logits_to_keep=rows).logits  # [response tokens, V]
-        targets = torch.tensor([token for request in requests for token in request.response_ids], device=device)
-        parts = token_logprobs(logits, targets).split([len(request.response_ids) for request in requests])
-        return [tuple(part.tolist()) for part in parts]
+        logits: torch.Tensor = model(input_ids=ids, use_cache=False, logits_to_keep=rows).logits
+        return logits
 
     def _halving(self, batch: Sequence[Item], run: Callable[[Sequence[Item]], list[Result]]) -> list[Result]:
         """Run a batch; when it does not fit into memory, run its halves."""

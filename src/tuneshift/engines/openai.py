@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from tuneshift.encoding import Reader
-from tuneshift.engines.base import Completion, Decoding, ScoreRequest, as_completion, check_ids
+from tuneshift.engines.base import Comparison, Completion, Decoding, ScoreRequest, as_completion, check_ids
 from tuneshift.errors import ConfigError, ModelError
 
 if TYPE_CHECKING:
@@ -129,6 +129,10 @@ class OpenAIEngine:
             return read.prompt_logprobs[len(request.prompt_ids) - 1 :]
 
         return self._together(ask, list(requests))
+
+    def compare(self, requests: Sequence[ScoreRequest]) -> list[Comparison]:
+        """Refuse: a server tells the log-probabilities of tokens, not whole distributions."""
+        raise ModelError("Servers do not tell whole distributions: comparing F's with B's needs engine.kind: hf.")
 
     def describe(self) -> dict[str, Any]:
         """Return which models answer where."""

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tuneshift.encoding import Reader
-from tuneshift.engines.base import Completion, Decoding, ScoreRequest, Weights
+from tuneshift.engines.base import Comparison, Completion, Decoding, ScoreRequest, Weights
 from tuneshift.engines.batching import generation_batches, scoring_batches
 from tuneshift.engines.canary import AGREEMENT, Canary
 from tuneshift.engines.workers import Call, Layout, Opened, Opener, Pool, Wanted
@@ -93,18 +93,11 @@ class RayEngine:
 
     def score(self, requests: Sequence[ScoreRequest], *, fine_tuned: bool) -> list[tuple[float, ...]]:
         """Return each response token's raw log-probability in nats."""
-        batches = scoring_batches(
-            range(len(requests)),
-            request=lambda index: requests[index],
-            vocabulary_size=self.reader.vocabulary_size,
-            batch_size=self._options.batch_size,
-            on_cpu=self._opened[0].description.get("device") == "cpu",
-        )
+        return self._read(requests, lambda part: methodcaller("score", part, fine_tuned=fine_tuned))
 
-        def call(batch: Sequence[int]) -> Call:
-            return methodcaller("score", [requests[index] for index in batch], fine_tuned=fine_tuned)
-
-        return self._in_order(batches, call)
+    def compare(self, requests: Sequence[ScoreRequest]) -> list[Comparison]:
+        """Return how F and B differ along each response."""
+        return self._read(requests, lambda part: methodcaller("compare", part), sides=2)
 
     def describe(self) -> dict[str, Any]:
         """Return what the first worker loaded, how many workers there are, and the threads of each."""
@@ -113,6 +106,19 @@ class RayEngine:
     def close(self) -> None:
         """Free the weights in every worker; with the last open engine the workers end."""
         self._pool.leave(self._wanted)
+
+    def _read(
+        self, requests: Sequence[ScoreRequest], call: Callable[[list[ScoreRequest]], Call], *, sides: int = 1
+    ) -> list[Any]:
+        batches = scoring_batches(
+            range(len(requests)),
+            request=lambda index: requests[index],
+            vocabulary_size=self.reader.vocabulary_size,
+            batch_size=self._options.batch_size,
+            on_cpu=self._opened[0].description.get("device") == "cpu",
+            sides=sides,
+        )
+        return self._in_order(batches, lambda batch: call([requests[index] for index in batch]))
 
     def _in_order(self, batches: Sequence[Sequence[int]], call: Callable[[Sequence[int]], Call]) -> list[Any]:
         """Return the results of all batches in the order of the indices that they hold."""

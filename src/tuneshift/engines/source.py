@@ -46,8 +46,27 @@ class Source:
         if not prompts:
             return {}
         y_f = self._answers_of_f(prompts, decoding, run_seed)
-        y_b = self._answers_of_b({name: prompts[name] for name in prompts if worth(y_f[name])}, decoding, run_seed)
+        asked = {name: prompts[name] for name in prompts if worth(y_f[name])}
+        y_b = self.answer_base(asked, decoding=decoding, run_seed=run_seed)
         return {name: Answers(y_f=y_f[name], y_b=y_b.get(name)) for name in prompts}
+
+    def answer_base(
+        self, prompts: Mapping[str, str], *, decoding: Decoding, run_seed: int, role: str = "y_b", before: str = ""
+    ) -> dict[str, Response]:
+        """Let B answer each prompt with `before` standing before it; F scores the answers behind the prompt alone.
+
+        `prompts` is as in `answer`; `role` seeds the randomness too.
+        """
+        if not prompts:
+            return {}
+        writer = self.substitute or self.engine
+        own = [tuple(encode_prompt(writer.tokenizer, before + prompt)) for prompt in prompts.values()]
+        seeds = [derive_seed(run_seed, role, name) for name in prompts]
+        written = writer.generate(own, seeds=seeds, decoding=decoding, fine_tuned=False)
+        if self.substitute is not None:
+            written = [self._reencoded(completion) for completion in written]
+        encoded = [tuple(encode_prompt(self.engine.tokenizer, prompt)) for prompt in prompts.values()]
+        return dict(zip(prompts, self._scored(encoded, written, own=False), strict=True))
 
     def engines(self) -> list[Engine]:
         """Return the engines behind F and B."""
@@ -70,19 +89,6 @@ class Source:
         if self.substitute is not None:  # y_b will take the path through text: both suffer the same re-encoding
             written = [self._reencoded(completion) for completion in written]
         return dict(zip(prompts, self._scored(encoded, written, own=True), strict=True))
-
-    def _answers_of_b(self, prompts: Mapping[str, str], decoding: Decoding, run_seed: int) -> dict[str, Response]:
-        if not prompts:
-            return {}
-        writer = self.substitute or self.engine
-        own = [tuple(encode_prompt(writer.tokenizer, prompt)) for prompt in prompts.values()]
-        seeds = [derive_seed(run_seed, "y_b", name) for name in prompts]
-        written = writer.generate(own, seeds=seeds, decoding=decoding, fine_tuned=False)
-        encoded = own
-        if self.substitute is not None:
-            written = [self._reencoded(completion) for completion in written]
-            encoded = [tuple(encode_prompt(self.engine.tokenizer, prompt)) for prompt in prompts.values()]
-        return dict(zip(prompts, self._scored(encoded, written, own=False), strict=True))
 
     def _reencoded(self, completion: Completion) -> Completion:
         ids = tuple(encode_response(self.engine.tokenizer, completion.text))

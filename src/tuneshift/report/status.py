@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -78,11 +77,10 @@ def _example(candidate: Candidate, count_eos: bool) -> dict[str, Any]:
 
 
 def _response(response: Response | None, count_eos: bool) -> dict[str, Any] | None:
-    """Return a response's text and perplexity; `None` for one that has no tokens or no finite score."""
+    """Return a response's text and perplexity."""
     if response is None:
         return None
-    found = response.perplexity(count_eos=count_eos) if response.n_tokens else math.nan
-    return {"text": response.text, "perplexity": found if math.isfinite(found) else None}
+    return {"text": response.text, "perplexity": response.finite_perplexity(count_eos=count_eos)}
 
 
 def _number(value: float | None) -> str:

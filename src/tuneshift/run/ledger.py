@@ -50,7 +50,13 @@ CREATE TABLE IF NOT EXISTS requests (
         AS (CASE WHEN json_valid(body) THEN json_extract(body, '$.usage.completion_tokens') END) STORED,
     body TEXT
 )
-"""  # apart from SCHEMA, so that a run that was started before there were requests can go on
+"""
+MEASURES = """
+CREATE TABLE IF NOT EXISTS measures (
+    candidate_id TEXT NOT NULL REFERENCES candidates, name TEXT NOT NULL, value REAL, PRIMARY KEY (candidate_id, name)
+)
+"""
+LATER = (REQUESTS, MEASURES)  # apart from SCHEMA, so that a run that was started without these tables can go on
 
 
 @dataclass(frozen=True)
@@ -157,7 +163,7 @@ class Ledger:
         return Usage(**{key: int(value) for key, value in dict(row).items()})
 
     def record_round(self, summary: RoundSummary, candidates: Sequence[Candidate]) -> None:
-        """Commit a whole round: all its candidates with responses and decisions, or nothing."""
+        """Commit a whole round: all its candidates with responses, measures and decisions, or nothing."""
         responses = [(c.id, role, r) for c in candidates for role, r in (("y_f", c.y_f), ("y_b", c.y_b)) if r]
         with self._transaction():
             row = (summary.round, summary.tau, summary.seconds, json.dumps(summary.decoding))
@@ -176,6 +182,12 @@ class Ledger:
                     for candidate_id, role, r in responses
                 ],
             )
+            self._insert_measures(candidates)
+
+    def record_measures(self, candidates: Sequence[Candidate]) -> None:
+        """Commit the measures of candidates that are in the ledger already, all of them or nothing."""
+        with self._transaction():
+            self._insert_measures(candidates)
 
     def calls(self, round_index: int | None = None) -> list[GeneratorCall]:
         """Return the generator calls of one round, or of all, in order."""
@@ -193,15 +205,22 @@ class Ledger:
             return ROUNDS.validate_python([{**row, "decoding": json.loads(row["decoding"])} for row in map(dict, rows)])
 
     def candidates(self) -> list[Candidate]:
-        """Return every candidate with its responses, in the order in which they were written."""
+        """Return every candidate with its responses and measures, in the order in which they were written."""
         responses: dict[tuple[str, str], dict[str, Any]] = {}
+        measures: dict[str, dict[str, float | None]] = {}
         rows = self._db.execute("SELECT * FROM candidates ORDER BY id")
         with self._decoding():
             for row in map(dict, self._db.execute("SELECT * FROM responses")):
                 numbers = {key: json.loads(row[key]) for key in ("token_ids", "token_logprobs")}
                 responses[row["candidate_id"], row["role"]] = {**row, **numbers}
+            for candidate_id, name, value in self._db.execute("SELECT * FROM measures"):
+                measures.setdefault(candidate_id, {})[name] = value
             return CANDIDATES.validate_python(
-                [{**row, **{role: responses.get((row["id"], role)) for role in ROLES}} for row in map(dict, rows)]
+                [
+                    {**row, **{role: responses.get((row["id"], role)) for role in ROLES}}
+                    | {"measures": measures.get(row["id"], {})}
+                    for row in map(dict, rows)
+                ]
             )
 
     def add_seconds(self, stage: str, seconds: float) -> None:
@@ -225,6 +244,10 @@ class Ledger:
         rows = self._db.execute("SELECT stage, sum(seconds) FROM stage_seconds GROUP BY stage ORDER BY min(rowid)")
         stages = {stage: seconds for stage, seconds in rows}
         return {"preflight": stages.pop("preflight", 0.0), "synthesis": rounds, **stages}
+
+    def _insert_measures(self, candidates: Sequence[Candidate]) -> None:
+        rows = [(c.id, name, value) for c in candidates for name, value in c.measures.items()]
+        self._db.executemany("INSERT OR REPLACE INTO measures VALUES (?, ?, ?)", rows)
 
     def _unusable(self, error: Exception) -> RunDirectoryError:
         why = " ".join(str(error).split())
@@ -257,7 +280,8 @@ class Ledger:
             )
         elif (application, version) != (APPLICATION_ID, SCHEMA_VERSION):
             raise sqlite3.DatabaseError(f"application {application:#x} version {version}, not a TuneShift ledger")
-        self._db.execute(REQUESTS)
+        for table in LATER:
+            self._db.execute(table)
         problems = self._db.execute("PRAGMA quick_check").fetchone()[0]
         if problems != "ok":
             raise sqlite3.DatabaseError(problems)

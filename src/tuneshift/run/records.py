@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from tuneshift.scoring import perplexity
@@ -43,6 +45,11 @@ class Response:
         if count_eos and self.eos_logprob is not None:
             return perplexity(self.sum_logprob + self.eos_logprob, self.n_tokens + 1)
         return perplexity(self.sum_logprob, self.n_tokens)
+
+    def finite_perplexity(self, *, count_eos: bool) -> float | None:
+        """Return PPL_F, `None` for a response that has no tokens or no finite score."""
+        found = self.perplexity(count_eos=count_eos) if self.n_tokens else math.nan
+        return found if math.isfinite(found) else None
 
 
 @dataclass(frozen=True)
@@ -85,7 +92,9 @@ class Candidate:
     """A generated prompt, its two responses and what was decided about it.
 
     `text` is what the generator wrote, `prompt` the text in its template. Candidates dropped before they were
-    answered have no responses. `reason` is "kept", or why it was dropped.
+    answered have no responses. `reason` is "kept", or why it was dropped. `measures` are the numbers that criteria
+    other than the paper's need, by name (see `tuneshift.measuring`): `None` was tried and is not finite, a name that is
+    missing was not tried.
     """
 
     id: str
@@ -97,3 +106,4 @@ class Candidate:
     reason: str
     y_f: Response | None = None
     y_b: Response | None = None
+    measures: Mapping[str, float | None] = field(default_factory=dict)

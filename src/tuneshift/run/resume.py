@@ -46,7 +46,7 @@ def check_resumable(loaded: LoadedConfig, run: RunDirectory, digests: Mapping[st
         return False
     run.keep()
     with Ledger(run.ledger) as ledger:
-        before, inputs = ledger.meta("fingerprint"), json.loads(ledger.meta("inputs") or "{}")
+        before, other = ledger.meta("fingerprint"), changed_inputs(ledger, digests)
     if before is None:
         return False
     refusal = (
@@ -56,10 +56,15 @@ def check_resumable(loaded: LoadedConfig, run: RunDirectory, digests: Mapping[st
         changed = difference(read_mapping(run.config), loaded.raw)
         shown = "\n".join(f"  {line}" for line in changed) or "  a ${VARIABLE}, a default or a path has another value"
         raise ResumeRefused(refusal.format("another configuration", f":\n{shown}\n") + ", or undo the change.")
-    other = [name for name, digest in digests.items() if inputs.get(name) != digest]
     if other:
         raise ResumeRefused(refusal.format(f"other content in {', '.join(other)}", ".") + ", or restore the file.")
     return True
+
+
+def changed_inputs(ledger: Ledger, digests: Mapping[str, str]) -> list[str]:
+    """Return the settings in `digests` whose files hold something else than when the run was started."""
+    inputs = json.loads(ledger.meta("inputs") or "{}")
+    return [name for name, digest in digests.items() if inputs.get(name) != digest]
 
 
 def synthesis_finished(run: RunDirectory) -> bool:

@@ -37,8 +37,28 @@ class CriterionSection(Section):
     """The rule that keeps; see `tuneshift.criteria`."""
 
     name: Literal[
-        "ppl_diff", "asymmetric", "ratio", "low_low", "high_low", "high_high", "none", "random", "disagree"
-    ] = Field("ppl_diff", description="The rule; `ppl_diff` keeps where PPL_F(y_f) < tau <= PPL_F(y_b).")
+        "ppl_diff",
+        "asymmetric",
+        "ratio",
+        "low_low",
+        "high_low",
+        "high_high",
+        "none",
+        "random",
+        "length",
+        "disagree",
+        "lift",
+        "kl",
+        "entropy_drop",
+        "few_shot_base",
+        "target_gap",
+        "vote",
+    ] = Field(
+        "ppl_diff",
+        description="The rule: `ppl_diff` keeps where PPL_F(y_f) < tau <= PPL_F(y_b). Others: `asymmetric`, `ratio`, "
+        "`low_low`, `high_low`, `high_high`, `none`, `random`, `length`, `disagree`; and with another pass of a model "
+        "`lift`, `kl`, `entropy_drop`, `few_shot_base`, `target_gap`, `vote`. docs/method.md has the equations.",
+    )
     tau: Annotated[float, Field(gt=1)] | Literal["auto"] = Field(
         1.5,
         description="Threshold, a perplexity above 1 (paper: 1.5), or `auto`: calibrated on the first "
@@ -47,6 +67,16 @@ class CriterionSection(Section):
     tau_f: float = Field(1.2, gt=1, description="`asymmetric`: PPL_F(y_f) must be below (paper, Table 8b).")
     tau_b: float = Field(1.6, gt=1, description="`asymmetric`: PPL_F(y_b) must be above (paper, Table 8b).")
     ratio: float = Field(1.5, gt=1, description="`ratio`: PPL_F(y_b) / PPL_F(y_f) at least (paper, Table 8c).")
+    threshold: float = Field(
+        0.405,
+        description="`lift`, `kl`, `entropy_drop`: the least to keep, in nats a token; `target_gap`: in nats a byte. "
+        "The default is log 1.5, the least margin of `ratio`, and for these rules a guess: `tuneshift measure` tells "
+        "the quartiles of a run.",
+    )
+    vote_share: float = Field(
+        0.6, gt=0, le=1, description="`vote`: share of the new answers that must say the same; a guess."
+    )
+    samples: int = Field(5, ge=1, description="`vote`: new answers of F to each prompt; a guess.")
     keep_rate: float = Field(
         0.2, gt=0, le=1, description="Share to keep, for `random` and `tau: auto` (paper: about 0.2 is kept)."
     )
