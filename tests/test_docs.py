@@ -11,8 +11,9 @@ import typer
 import yaml
 
 from tuneshift.cli import app
-from tuneshift.config import check_config, load_config
+from tuneshift.config import check_config, load_config, validate
 from tuneshift.reference import configuration_reference
+from tuneshift.sections.study import StudySection
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -40,6 +41,13 @@ def test_the_configurations_of_the_engines_document_load_as_written(kind: str) -
     (found,) = [loaded.config.engine for loaded in configs if loaded.config.engine.kind == kind]
     assert found.python == {"vllm": str(ROOT / ".venv-vllm/bin/python"), "openai": None}[kind]
     assert (found.base is None) == (kind == "vllm")
+
+
+def test_the_study_of_the_studies_document_is_one() -> None:
+    (block,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/studies.md").read_text(encoding="utf-8"), re.DOTALL)
+    section = validate(StudySection, yaml.safe_load(block), folder=ROOT, shown_as="studies.md")
+    assert list(section.replicates) == ["0", "1", "2"]
+    assert section.arms["original"].pairs == str(ROOT / "train.jsonl")
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("examples/**/*.yaml")), ids=lambda path: path.name)

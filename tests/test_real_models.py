@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pyarrow.parquet as parquet
 import pytest
 from test_docs import ROOT, readme_yaml
 from test_transfer import run_cli
 
 from tuneshift.config import load_config
+from tuneshift.criteria import Criterion, decide
 from tuneshift.datafiles import read_seeds
 from tuneshift.demo import prepare_models
 from tuneshift.engines.hf import HfEngine
@@ -69,3 +71,35 @@ def test_the_readme_configuration_moves_knowledge_between_real_models(project: P
         assert candidate.y_f is not None
         assert candidate.y_b is not None
         assert candidate.y_f.perplexity() < 1.5 <= candidate.y_b.perplexity()
+
+
+def test_a_study_compares_arms_between_real_models(project: Path) -> None:
+    items = (ROOT / "examples/snips/test.jsonl").read_text().splitlines()[:40]
+    (project / "few.jsonl").write_text("\n".join(items), encoding="utf-8")
+    level = {
+        "synthesis": {"decoding": "greedy"},
+        "distill": {"num_train_epochs": 1, "learning_rate": 0.002},
+        "evaluation": {"data": "few.jsonl"},
+    }
+    study = {
+        "config": "transfer.yaml",
+        "replicates": {"small": level},
+        "candidates": 20,
+        "size": 8,
+        "arms": {"random": {"criterion": "random"}, "ppl_diff": {"criterion": {"name": "ppl_diff", "tau": 3}}},
+        "reference": "random",
+    }
+    (project / "study.yaml").write_text(json.dumps(study), encoding="utf-8")
+    root = project / "study"
+    assert run_cli("study", str(project / "study.yaml"), "--run-dir", str(root)) == 0
+    rows = {row["arm"]: row for row in parquet.read_table(root / "results.parquet").to_pylist()}
+    assert rows["source"]["accuracy"] > 0.8
+    assert rows["target before"]["accuracy"] < 0.1
+    assert (rows["random"]["pairs"], rows["random"]["steps"], rows["random"]["n"]) == (8, 1, 40)
+    with Ledger(root / "synthesis/all/small/ledger.sqlite") as ledger:
+        made = ledger.candidates()
+    assert len(made) == 20
+    criterion = Criterion("ppl_diff", tau=3)
+    kept = sum(decide(candidate, criterion).kept for candidate in made)
+    found = rows["ppl_diff"]
+    assert (found["pairs"], found["reason"]) == ((8, None) if kept >= 8 else (None, f"kept {kept} of 8 wanted"))

@@ -13,6 +13,7 @@ from tuneshift.criteria import Criterion, decide_all, score_of, unmeasured
 from tuneshift.dataset import kept_rows, read_rows
 from tuneshift.errors import ConfigError, DataError, ResumeRefused, RunDirectoryError
 from tuneshift.evaluate.evidence import gather_evidence
+from tuneshift.measuring import measure_stored
 from tuneshift.pipeline import finish
 from tuneshift.preflight import read_inputs
 from tuneshift.progress import SILENT, Progress
@@ -24,8 +25,6 @@ from tuneshift.run.resume import changed_inputs
 from tuneshift.run.stored import stored_config
 from tuneshift.run.usage import timed
 from tuneshift.wiring import calibration_of, criterion_of, criterion_on, evidence_settings, open_instruments
-
-SHARD = 128  # candidates that are measured and committed together; a batch's default rows. A kill loses at most one
 
 
 def reselect(run: RunDirectory, overrides: Sequence[str]) -> dict[str, Any]:
@@ -76,7 +75,7 @@ def reselect(run: RunDirectory, overrides: Sequence[str]) -> dict[str, Any]:
 def measure(run: RunDirectory, overrides: Sequence[str], *, progress: Progress = SILENT) -> dict[str, Any]:
     """Measure what a criterion needs on the run's candidates, and return how many were measured and their scores.
 
-    Measures go to the ledger, `SHARD` candidates at a time, and a repeated call goes on with the rest. The run's
+    Measures go to the ledger, a shard of the candidates at a time, and a repeated call goes on with the rest. The run's
     dataset stays; `reselect` decides.
 
     Raises:
@@ -103,10 +102,7 @@ def measure(run: RunDirectory, overrides: Sequence[str], *, progress: Progress =
             timed(ledger, "measure"),
             progress.stage(title, total=len(lacking), unit="candidates") as meter,
         ):
-            for start in range(0, len(lacking), SHARD):
-                shard = lacking[start : start + SHARD]
-                ledger.record_measures(instruments.measure(shard, criterion))
-                meter.update(start + len(shard))
+            measure_stored(ledger, criterion, instruments, meter.update)
         return {
             "criterion": criterion.name,
             "candidates": len(candidates),

@@ -173,6 +173,32 @@ def evaluate(run: RunPath, overrides: Overrides = None, as_json: AsJson = False)
 
 
 @app.command()
+def study(
+    path: Annotated[Path, typer.Argument(metavar="STUDY.yaml", help="The study file.")],
+    run_dir: Annotated[Path | None, typer.Option(help="Study directory; default studies/<name of the file>.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything and tell what there is to do.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Run a grid of comparisons over shared candidates, or continue one that was stopped."""
+    from tuneshift.run.directory import RunDirectory
+    from tuneshift.study.grid import load_study
+    from tuneshift.study.products import Products, whats_to_do
+
+    loaded, folder = load_study(path), run_dir or Path("studies") / path.stem
+    if dry_run:
+        _print(whats_to_do(loaded, Products(folder)), as_json, _key_lines)
+        return
+    with RunDirectory(folder) as directory:
+        from tuneshift.console import open_progress
+        from tuneshift.study.run import run_study
+
+        _quiet_libraries()
+        results = run_study(loaded, directory, progress=open_progress())
+        shown = (folder / "results.md").read_text(encoding="utf-8")
+        _print(results, as_json, lambda _: [shown, f"results: {folder}"])
+
+
+@app.command()
 def report(run: RunPath, as_json: AsJson = False) -> None:
     """Write report.md, the model card and the manifest again from the result files."""
     from tuneshift.again import report_again

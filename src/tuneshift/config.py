@@ -34,14 +34,10 @@ from tuneshift.sections.engine import EngineSection
 from tuneshift.sections.evaluation import EvaluationSection
 from tuneshift.sections.models import GeneratorSection, SourceSection, TargetSection
 from tuneshift.sections.run import RunSection
-from tuneshift.sections.synthesis import CriterionSection, SynthesisSection
+from tuneshift.sections.synthesis import CriterionSection, SynthesisSection, name_alone
 
 Checked = TypeVar("Checked", bound=BaseModel)
 SECRET = (("api_key",), ("base_url",))  # a wrong value may hold a key or a password after all, and is not shown
-
-
-def _name_alone(value: Any) -> Any:
-    return {"name": value} if isinstance(value, str) else value
 
 
 class Config(Section):
@@ -55,7 +51,7 @@ class Config(Section):
         None, description="A prompt with one {text}, which is what is generated; null: the whole prompt is."
     )
     synthesis: SynthesisSection = Field(default_factory=SynthesisSection, description="The loop.")
-    criterion: Annotated[CriterionSection, BeforeValidator(_name_alone)] = Field(
+    criterion: Annotated[CriterionSection, BeforeValidator(name_alone)] = Field(
         default_factory=CriterionSection, description="The rule that keeps; a name alone sets `name`."
     )
     distill: DistillSection = Field(default_factory=DistillSection, description="The target's training.")
@@ -175,9 +171,14 @@ def _overlay(settings: dict[str, Any], raw: Mapping[str, Any]) -> None:
 
 
 def section_class(field: FieldInfo) -> type[BaseModel] | None:
-    """Return the section that a field of `Config` holds, or `None` for a plain setting."""
-    members = [field.annotation, *getattr(field.annotation, "__args__", ())]
-    return next((m for m in members if isinstance(m, type) and issubclass(m, BaseModel)), None)
+    """Return the section that a field holds, also under names of the user's own; `None` for a plain setting."""
+    return _section_in(field.annotation)
+
+
+def _section_in(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next(filter(None, map(_section_in, get_args(annotation))), None)
 
 
 def _place(problem: Any, root: type[BaseModel]) -> tuple[tuple[str, ...], type[BaseModel]]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tuneshift.distill import Pair
 from tuneshift.errors import DataError
 from tuneshift.prompts.parsing import extract_text
 
@@ -82,6 +83,20 @@ def read_prompts(path: Path, template: str | None) -> list[str]:
     if not texts:
         raise DataError(f'{path}: no prompt in this file. Write lines such as {{"prompt": "..."}}.')
     return texts
+
+
+def read_pairs(path: Path) -> list[Pair]:
+    """Read pairs to learn, one {"prompt", "response"} a line.
+
+    Raises:
+        DataError: the file or a line is wrong, or there is no pair.
+    """
+    pairs = [
+        Pair(row["prompt"], row["response"]) for _, row in _rows(path, required=("prompt", "response"), optional=())
+    ]
+    if not pairs:
+        raise DataError(f'{path}: no pair in this file. Write lines such as {{"prompt": "...", "response": "..."}}.')
+    return pairs
 
 
 def read_items(path: Path) -> list[Item]:

@@ -33,8 +33,10 @@ from tuneshift.encoding import encode_prompt, encode_response
 from tuneshift.engines.base import Decoding, Engine, ScoreRequest, derive_seed
 from tuneshift.engines.source import Source
 from tuneshift.prompts.screening import normalize
+from tuneshift.run.ledger import Ledger
 from tuneshift.run.records import Candidate, Response
 
+SHARD = 128  # candidates that are measured and committed together; a batch's default rows. A kill loses at most one
 Measures = dict[str, dict[str, float]]
 """By candidate and name; NaN and infinity are what was tried and gave no number."""
 
@@ -61,6 +63,20 @@ class Instruments:
         lacking = unmeasured(candidates, criterion, gated=gated)
         found = PASSES[criterion.name](self, lacking, criterion) if lacking else {}
         return [replace(c, measures={**c.measures, **_finite(found.get(c.id, {}))}) for c in candidates]
+
+
+def measure_stored(
+    ledger: Ledger, criterion: Criterion, instruments: Instruments, on_shard: Callable[[int], None] = lambda done: None
+) -> None:
+    """Measure what the criterion needs on a ledger's candidates, and commit `SHARD` of them at a time.
+
+    A repeated call goes on with the rest. `on_shard` is told how many are done.
+    """
+    lacking = unmeasured(ledger.candidates(), criterion, gated=False)
+    for start in range(0, len(lacking), SHARD):
+        shard = lacking[start : start + SHARD]
+        ledger.record_measures(instruments.measure(shard, criterion))
+        on_shard(start + len(shard))
 
 
 def _finite(values: dict[str, float]) -> dict[str, float | None]:

@@ -9,6 +9,7 @@ from typing import Any
 from pydantic.fields import FieldInfo
 
 from tuneshift.config import Config, section_class
+from tuneshift.sections.study import ArmSection, StudySection
 
 
 def configuration_reference() -> str:
@@ -21,7 +22,9 @@ def configuration_reference() -> str:
         "## Top level",
         _table(top),
     ]
-    return "\n\n".join(parts + _sections(Config.model_fields, "")) + "\n"
+    study = ["# Study files", inspect.cleandoc(StudySection.__doc__ or ""), _table(StudySection.model_fields)]
+    study += ["## Study arms", inspect.cleandoc(ArmSection.__doc__ or ""), _table(ArmSection.model_fields)]
+    return "\n\n".join(parts + _sections(Config.model_fields, "") + study) + "\n"
 
 
 def configuration_schema() -> dict[str, Any]:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from tuneshift.sections.base import Section
+
+
+def name_alone(value: Any) -> Any:
+    """Turn a criterion's bare name into its section."""
+    return {"name": value} if isinstance(value, str) else value
 
 
 class SynthesisSection(Section):

@@ -1,0 +1,108 @@
+"""What each arm of a unit trains on: a choice among the unit's candidates, or what the user has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+from tuneshift.criteria import Criterion, decide_all, may_keep, score_of
+from tuneshift.distill import Pair
+from tuneshift.encoding import Reader
+from tuneshift.engines.base import Decoding, derive_seed
+from tuneshift.engines.source import Source
+from tuneshift.preflight import objection
+from tuneshift.run.records import Candidate
+from tuneshift.study.grid import Unit
+
+Drawn = TypeVar("Drawn")
+USABLE = Criterion(name="none")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """An arm of a unit: the pairs that it trains on, and the training's fingerprint; or the `reason` for none.
+
+    `criterion` names the rule with its thresholds, and `candidates` counts what it decided on; both are `None` for an
+    arm that has its pairs from elsewhere.
+    """
+
+    unit: Unit
+    arm: str
+    criterion: str | None
+    candidates: int | None
+    pairs: Sequence[Pair]
+    training: str | None
+    reason: str | None
+
+
+def rule_label(criterion: Criterion, *, best: bool) -> str:
+    """Return the name of a rule with its thresholds, as it is used here: `random` draws as many as are wanted."""
+    if best:
+        return f"best {criterion.name}"
+    return "random" if criterion.name == "random" else criterion.label()
+
+
+def choose(
+    candidates: Sequence[Candidate], criterion: Criterion, size: int, *, best: bool = False
+) -> list[Candidate] | str:
+    """Return `size` candidates in the order in which they were written, or why there are not as many.
+
+    A rule takes the first `size` that it keeps; with `best`, those that it grades highest. `random` draws `size` of all
+    that are usable, by their ids.
+    """
+    if best:
+        grades = {c.id: grade for c in candidates if (grade := score_of(c, criterion)) is not None}
+        if len(grades) < size:
+            return f"graded {len(grades)} of {size} wanted"
+        ranked = sorted(grades, key=lambda name: (-grades[name], derive_seed(criterion.seed, "draw", name)))
+        return [candidate for candidate in candidates if candidate.id in ranked[:size]]
+    rule = replace(criterion, name="none") if criterion.name == "random" else criterion
+    kept = [candidate for candidate in decide_all(candidates, rule) if candidate.kept]
+    if len(kept) < size:
+        return f"kept {len(kept)} of {size} wanted"
+    return draw(kept, size, criterion.seed, lambda c: c.id) if criterion.name == "random" else kept[:size]
+
+
+def draw(items: Sequence[Drawn], size: int, seed: int, name: Callable[[Drawn], str]) -> list[Drawn]:
+    """Return `size` of the items, drawn by a hash of the seed and their names, in the order given."""
+    places = sorted(range(len(items)), key=lambda place: derive_seed(seed, "draw", name(items[place])))[:size]
+    return [items[place] for place in sorted(places)]
+
+
+def learnable(candidates: Sequence[Candidate], target: Reader) -> list[Candidate]:
+    """Return the candidates without those that the target cannot read with their response."""
+    return [c for c in candidates if c.y_f is None or target.can_learn(c.prompt, c.y_f.text)]
+
+
+def given_pairs(pairs: Sequence[Pair], size: int | None, seed: int) -> list[Pair] | str:
+    """Return `size` of the given pairs, or all where it is `None`; or why there are not as many."""
+    if size is None:
+        return list(pairs)
+    if len(pairs) < size:
+        return f"{len(pairs)} of {size} wanted pairs are in the file"
+    return draw(pairs, size, seed, lambda pair: f"{pair.prompt}\x1f{pair.response}")
+
+
+def answered_pairs(
+    source: Source, prompts: Sequence[str], size: int, *, decoding: Decoding, target: Reader, run_seed: int
+) -> list[Pair]:
+    """Let F answer prompts, drawn by the seed, until `size` answers are usable or no prompt is left.
+
+    What makes an answer usable is what makes a candidate's: it is not empty, ends, and fits into the target.
+    """
+    readers, room = [source.engine.reader], decoding.max_new_tokens
+    fitting = [prompt for prompt in prompts if objection(prompt, readers, room=room) is None]
+    left = sorted(fitting, key=lambda prompt: derive_seed(run_seed, "draw", prompt))
+    pairs: list[Pair] = []
+    while left and len(pairs) < size:
+        asked, left = left[: size - len(pairs)], left[size - len(pairs) :]
+        answers = source.answer(
+            {prompt: prompt for prompt in asked}, decoding=decoding, run_seed=run_seed, worth=lambda y_f: False
+        )
+        pairs += [
+            Pair(prompt, y_f.text)
+            for prompt in asked
+            if may_keep(y_f := answers[prompt].y_f, USABLE) and target.can_learn(prompt, y_f.text)
+        ]
+    return pairs

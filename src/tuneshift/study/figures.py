@@ -1,0 +1,55 @@
+"""A figure for each cell of a study: every arm's mean accuracy with its interval."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+from tuneshift.errors import ConfigError
+from tuneshift.run.directory import write_atomically
+from tuneshift.sections.study import MODELS
+
+TRAINED, UNTRAINED = "#0072B2", "#D55E00"
+"""Blue and vermilion of Okabe and Ito's palette (2008), which colour-blind people tell apart."""
+
+
+def write_figures(folder: Path, cells: dict[str, Any]) -> dict[str, str]:
+    """Write a PNG and an SVG for each cell, the same bytes each time, and return each cell's PNG by name.
+
+    Raises:
+        ConfigError: matplotlib is not installed.
+    """
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise ConfigError(
+            "no figures: matplotlib is not installed. Install it with pip install '.[figures]'."
+        ) from error
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    written = {}
+    with matplotlib.rc_context({"svg.hashsalt": "tuneshift", "font.size": 9}):
+        for cell, found in cells.items():
+            arms = {name: arm for name, arm in found["arms"].items() if arm["accuracy"] is not None}
+            figure = Figure(figsize=(6, 0.8 + 0.3 * len(arms)), layout="constrained")
+            FigureCanvasAgg(figure)
+            axes = figure.add_subplot()
+            for place, (name, arm) in enumerate(arms.items()):
+                low, high = arm["interval"]
+                colour, mark = (UNTRAINED, "s") if name in MODELS else (TRAINED, "o")
+                axes.plot([100 * low, 100 * high], [place, place], color=colour, linewidth=2)
+                axes.plot([100 * arm["accuracy"]], [place], mark, color=colour)
+            axes.set_yticks(range(len(arms)), list(arms))
+            axes.invert_yaxis()
+            axes.set_xlim(0, 100)
+            axes.set_xlabel("right answers, % (mean over seeds, 95 % interval)")
+            axes.set_title(cell)
+            axes.grid(axis="x", alpha=0.3)
+            for suffix, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
+                buffer = io.BytesIO()
+                figure.savefig(buffer, format=suffix, dpi=150, metadata=metadata)
+                write_atomically(folder / f"{cell}.{suffix}", buffer.getvalue())
+            written[cell] = f"{cell}.png"
+    return written

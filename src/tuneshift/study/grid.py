@@ -1,0 +1,157 @@
+"""From a study file to its units: every combination of levels, once for each replicate, checked before anything."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from tuneshift.config import LoadedConfig, check_config, load_config, validate
+from tuneshift.configfile import lay_over, read_mapping
+from tuneshift.datafiles import read_pairs, read_prompts
+from tuneshift.distill import Pair
+from tuneshift.errors import ConfigError
+from tuneshift.preflight import Inputs, read_inputs
+from tuneshift.prompts.screening import normalize
+from tuneshift.sections.study import SEEDS, StudySection
+
+
+@dataclass(frozen=True)
+class Arm:
+    """What one target of a unit is trained on.
+
+    Exactly one is set: `criterion` is the unit's configuration under the arm's rule, which with `best` ranks; `pairs`
+    are given ones, of which `size` are drawn, or all where `size` is `None`; `prompts` are those that F has to answer.
+    """
+
+    name: str
+    size: int | None
+    criterion: LoadedConfig | None = None
+    best: bool = False
+    pairs: Sequence[Pair] | None = None
+    prompts: Sequence[str] | None = None
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One replicate of one cell: a run's configuration and inputs, and the arms that share its candidates.
+
+    `levels` are the cell's, by axis; `candidates` is how many are decided upon.
+    """
+
+    levels: Mapping[str, str]
+    replicate: str
+    loaded: LoadedConfig
+    inputs: Inputs
+    arms: Sequence[Arm]
+    candidates: int
+
+    @property
+    def cell(self) -> str:
+        """The cell's name, also that of its folder."""
+        return ",".join(f"{axis}={level}" for axis, level in self.levels.items()) or "all"
+
+    @property
+    def label(self) -> str:
+        """The unit's name, for people."""
+        return f"{self.cell}, replicate {self.replicate}"
+
+
+@dataclass(frozen=True)
+class Study:
+    """A checked study file; `raw` is the mapping as written and `folder` where its relative paths start."""
+
+    name: str
+    folder: Path
+    raw: dict[str, Any]
+    section: StudySection
+    units: Sequence[Unit]
+
+    def cells(self) -> dict[str, list[Unit]]:
+        """Return the units of each cell, in the order of the file."""
+        cells: dict[str, list[Unit]] = {}
+        for unit in self.units:
+            cells.setdefault(unit.cell, []).append(unit)
+        return cells
+
+
+def load_study(path: Path) -> Study:
+    """Read a study file, and check every configuration and file that it names.
+
+    Raises:
+        UserError: the first thing that is wrong; a wrong setting is named with its cell and replicate.
+    """
+    raw, folder = read_mapping(path), path.resolve().parent
+    section = validate(StudySection, raw, folder=folder, shown_as=str(path))
+    base = load_config(Path(section.config))
+    levels = [[(axis, level) for level in section.axes[axis]] for axis in section.axes]
+    units = []
+    for combination, replicate in itertools.product(itertools.product(*levels), section.replicates):
+        settings = [section.axes[axis][level] for axis, level in combination]
+        settings += [section.replicates[replicate], _synthesis(section.candidates)]
+        merged: dict[str, Any] = base.raw
+        for one in settings:
+            merged = lay_over(merged, one)
+        units.append(_unit(path, section, base, merged, dict(combination), replicate))
+    return Study(path.stem, folder, raw, section, units)
+
+
+def _synthesis(candidates: int) -> dict[str, Any]:
+    """Return the settings with which the loop makes `candidates` ones, whatever is kept.
+
+    A round has at least one candidate, so that none of the other limits is met before.
+    """
+    limits = ("target_size", "max_candidates", "max_rounds", "patience")
+    return {"synthesis": {"complete_scores": True, **dict.fromkeys(limits, candidates)}}
+
+
+def _unit(
+    path: Path,
+    section: StudySection,
+    base: LoadedConfig,
+    raw: Mapping[str, Any],
+    levels: Mapping[str, str],
+    replicate: str,
+) -> Unit:
+    unit = Unit(levels, replicate, base, Inputs([], [], {}), [], section.candidates)
+    shown_as = f"{path}: {unit.label}"
+    name = f"{path.stem}: {unit.label}"
+    loaded = check_config(raw, folder=base.folder, name=name, shown_as=shown_as)
+    if loaded.config.evaluation is None:
+        raise ConfigError(f"{shown_as}: a study compares accuracies. Add an `evaluation` section with data.")
+    inputs = read_inputs(loaded.config, folder=loaded.folder)
+    return replace(unit, loaded=loaded, inputs=inputs, arms=list(_arms(section, loaded, inputs, levels, shown_as)))
+
+
+def _arms(
+    section: StudySection, loaded: LoadedConfig, inputs: Inputs, levels: Mapping[str, str], shown_as: str
+) -> Iterator[Arm]:
+    held_out = {normalize(item.prompt) for item in inputs.items}
+    for name, arm in section.arms.items():
+        if arm.criterion is not None:
+            raw = lay_over(loaded.raw, {"criterion": arm.criterion.model_dump(exclude_unset=True)})
+            decided = check_config(raw, folder=loaded.folder, name=name, shown_as=f"{shown_as}, arm {name}")
+            yield Arm(name, section.size, criterion=decided, best=arm.best)
+        elif arm.pairs == SEEDS:
+            seeds = [Pair(seed.prompt, seed.response) for seed in inputs.seeds if seed.response]
+            if len(seeds) < len(inputs.seeds):
+                raise ConfigError(
+                    f"{shown_as}, arm {name}: {len(inputs.seeds) - len(seeds)} of {len(inputs.seeds)} seeds have no "
+                    f"response to learn. Add them in {loaded.config.seeds}, or leave this arm out."
+                )
+            yield Arm(name, None, pairs=seeds)
+        elif arm.pairs is not None:
+            given = read_pairs(_in_cell(arm.pairs, levels))
+            yield Arm(name, section.size, pairs=[pair for pair in given if normalize(pair.prompt) not in held_out])
+        else:
+            prompts = {normalize(prompt): prompt for prompt in read_prompts(_in_cell(arm.prompts or "", levels), None)}
+            yield Arm(name, section.size, prompts=[prompts[form] for form in prompts if form not in held_out])
+
+
+def _in_cell(path: str, levels: Mapping[str, str]) -> Path:
+    """Return an arm's path in a cell: `{axis}` stands for the level."""
+    for axis, level in levels.items():
+        path = path.replace(f"{{{axis}}}", level)
+    return Path(path)

@@ -1,0 +1,119 @@
+"""What a study makes, and where it lies: each product under the fingerprint of all that it is made from.
+
+So a product is made once, whichever units and arms share it; and a study that goes on, or has got another arm, makes
+what is not there yet.
+
+config.yaml                   the study file as written
+synthesis/CELL/REPLICATE/     a run directory that ends with its candidates
+answered/FINGERPRINT.jsonl    given prompts with F's answers
+trainings/FINGERPRINT/        dataset, adapter and training.json of an arm
+outcomes/FINGERPRINT.jsonl    a model's answers to the questions, graded
+results.*, outcomes.parquet, timings.parquet, figures/
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tuneshift.config import result_settings
+from tuneshift.distill import Pair
+from tuneshift.evaluate.evidence import Questions
+from tuneshift.run.directory import RunDirectory
+from tuneshift.run.resume import check_resumable, synthesis_finished
+from tuneshift.study.grid import Arm, Study, Unit
+from tuneshift.wiring import evidence_settings
+
+
+@dataclass(frozen=True)
+class Products:
+    """The products of a study in its folder."""
+
+    root: Path
+
+    def synthesis(self, unit: Unit) -> RunDirectory:
+        """Return the run directory of a unit's candidates."""
+        return RunDirectory(self.root / "synthesis" / unit.cell / unit.replicate)
+
+    def synthesized(self, unit: Unit) -> bool:
+        """Tell whether a unit has its candidates.
+
+        Raises:
+            ResumeRefused: they were made by another configuration, or from other files.
+        """
+        run = self.synthesis(unit)
+        if not run.ledger.exists():
+            return False
+        with run:
+            return check_resumable(unit.loaded, run, unit.inputs.digests) and synthesis_finished(run)
+
+    def answered(self, unit: Unit, arm: Arm) -> Path:
+        """Return the file of an arm's prompts with F's answers."""
+        settings = result_settings(unit.loaded.config)
+        answering = {key: settings["synthesis"][key] for key in ("decoding", "max_new_tokens", "stop")}
+        made_from = {"prompts": arm.prompts, "size": arm.size, "answering": answering, "weights": _source(unit)}
+        name = _fingerprint(**made_from, **{key: settings[key] for key in ("target", "engine", "run")})
+        return self.root / "answered" / f"{name}.jsonl"
+
+    def training(self, unit: Unit, pairs: Sequence[Pair]) -> str:
+        """Return the fingerprint of a unit's training on `pairs`."""
+        settings = result_settings(unit.loaded.config)
+        made_from = {key: settings[key] for key in ("target", "distill", "run")}
+        processes = unit.inputs.digests.get("distill.accelerate")
+        return _fingerprint(pairs=[asdict(pair) for pair in pairs], processes=processes, **made_from)
+
+    def training_directory(self, training: str) -> RunDirectory:
+        """Return the directory of a training: a run directory that holds a dataset and what was learnt from it."""
+        return RunDirectory(self.root / "trainings" / training)
+
+    def outcomes(self, unit: Unit, model: str, training: str | None = None) -> Path:
+        """Return the file of what `F`, `B` or `T` answered to a unit's questions; `training` made T's adapter."""
+        settings = result_settings(unit.loaded.config)
+        weights = {"target": settings["target"], "training": training} if model == "T" else _source(unit)
+        run = {key: value for key, value in settings["run"].items() if key != "seed"}  # answers are greedy
+        asked = questions_of(unit).fingerprint()
+        name = _fingerprint(model=model, weights=weights, engine=settings["engine"], run=run, questions=asked)
+        return self.root / "outcomes" / f"{name}.jsonl"
+
+
+def whats_to_do(study: Study, products: Products) -> dict[str, Any]:
+    """Return what a study consists of and how much of it is there; what arms choose is not known beforehand.
+
+    Raises:
+        ResumeRefused: the directory holds candidates of another configuration.
+    """
+    units, trainings = study.units, products.root / "trainings"
+    done = sum(products.synthesized(unit) for unit in units)
+    return {
+        "study": study.name,
+        "directory": str(products.root),
+        "cells": list(study.cells()),
+        "replicates": list(study.section.replicates),
+        "arms": list(study.section.arms),
+        "candidates": len(units) * study.section.candidates,
+        "syntheses": len(units),
+        "syntheses_done": done,
+        "trainings_at_most": sum(len(unit.arms) for unit in units),
+        "trainings_done": sum(1 for _ in trainings.glob("*/training.json")),
+        "pairs_per_training": study.section.size,
+        "questions": {cell: len(members[0].inputs.items) for cell, members in study.cells().items()},
+    }
+
+
+def questions_of(unit: Unit) -> Questions:
+    """Return what the models of a unit are asked."""
+    questions: Questions = evidence_settings(unit.loaded, unit.inputs, Path())["questions"]
+    return questions
+
+
+def _source(unit: Unit) -> dict[str, Any]:
+    settings = result_settings(unit.loaded.config)
+    return {"source": settings["source"], "adapter": unit.inputs.digests.get("source.adapter")}
+
+
+def _fingerprint(**made_from: Any) -> str:
+    return hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:16]
