@@ -130,6 +130,9 @@ def test_a_file_and_its_kind_go_together(tiny: Tiny, tmp_path: Path, generator: 
 
 
 def test_a_plan_probes_the_file(tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    config = project(tmp_path, tiny)
-    assert run_cli("plan", str(config), "--json") == 0
-    assert json.loads(capsys.readouterr().out.splitlines()[-1])["probe"]["candidates"] == 20
+    config = project(tmp_path, tiny, criterion={"name": "none"})
+    assert run_cli("plan", str(config), "--json", "--set", "synthesis.target_size=900") == 0
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert told["probe"]["candidates"] == 20
+    warned = f"generator.prompts has 40 prompts; about {told['candidates_needed']} are needed."
+    assert warned in told["checks"]["warnings"]

@@ -376,6 +376,9 @@ def test_a_run_directory_is_not_taken_for_a_study(
     (tmp_path / "taken/notes.txt").write_text("mine")
     assert run_cli("study", str(finished / "study.yaml"), "--run-dir", str(tmp_path / "taken")) == 2
     assert "holds other files (notes.txt)" in capsys.readouterr().err
+    (tmp_path / "taken/notes.txt").rename(tmp_path / "taken/config.yaml")
+    assert run_cli("study", str(finished / "study.yaml"), "--run-dir", str(tmp_path / "taken")) == 2
+    assert (tmp_path / "taken/config.yaml").read_text() == "mine"
 
 
 # SIGKILL at random instants

@@ -88,10 +88,11 @@ def plan(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = Fals
     loaded = load_config(config, overrides or [])
     from tuneshift.console import open_progress
     from tuneshift.plan import plan as make_plan
+    from tuneshift.report.estimates import plan_lines
 
     _quiet_libraries()
     estimate = make_plan(loaded, progress=open_progress())
-    _print(estimate, as_json, _plan_lines)
+    _print(estimate, as_json, plan_lines)
 
 
 @app.command()
@@ -108,7 +109,7 @@ def size(
 
     loaded = load_config(config, overrides or [])
     from tuneshift.estimate import estimate
-    from tuneshift.report.sizes import estimate_lines
+    from tuneshift.report.estimates import estimate_lines
 
     _quiet_libraries()
     found = estimate(loaded, device=device, prompt_tokens=prompt_tokens, keep_rate=keep_rate)
@@ -326,35 +327,6 @@ def _key_lines(result: dict[str, Any], indent: str = "") -> list[str]:
         else:
             lines.append(f"{indent}{key}: {'n/a' if value is None else value}")
     return lines
-
-
-def _plan_lines(estimate: dict[str, Any]) -> list[str]:
-    needed, interval = estimate["candidates_needed"], estimate["keep_rate_interval"]
-    seconds, tokens = estimate["synthesis_seconds"], estimate["generated_tokens"]
-    evaluation = estimate["evaluation_seconds"]
-    reasons = ", ".join(f"{reason} {count}" for reason, count in estimate["reasons"].items())
-    return [
-        *(f"warning: {warning}" for warning in estimate["checks"]["warnings"]),
-        f"adapter effect on the seeds: {estimate['checks']['adapter_effect']:.2f} nats",
-        f"probe: {estimate['probe']['candidates']} candidates: {reasons}",
-        f"keep rate: {estimate['keep_rate']:.0%} (95 % interval {interval['low']:.0%} to {interval['high']:.0%})",
-        f"candidates needed: {needed if needed is not None else 'n/a (' + estimate['note'] + ')'}",
-        f"synthesis: {f'about {seconds:.0f} s, {tokens} generated tokens' if seconds is not None else 'n/a'}",
-        *_api_lines(estimate["generator_usage"]),
-        f"training: about {estimate['training_seconds']:.0f} s for {estimate['training_steps']} steps",
-        f"evaluation: {'n/a (no questions)' if evaluation is None else f'about {evaluation:.0f} s'}",
-        f"peak memory so far: {estimate['peak_memory_bytes'] / 2**30:.1f} GiB",
-    ]
-
-
-def _api_lines(usage: dict[str, float | None] | None) -> list[str]:
-    if usage is None:
-        return []
-    prompt, written, cost = usage["prompt_tokens"], usage["completion_tokens"], usage["cost"]
-    if prompt is None or written is None:
-        return ["generator's API: n/a"]
-    price = "no prices are configured" if cost is None else f"cost {cost:.4g} in the currency of the prices"
-    return [f"generator's API: about {prompt:.0f} prompt tokens and {written:.0f} written tokens; {price}"]
 
 
 def _show_verdict(verdict: dict[str, Any], path: Path, as_json: bool) -> None:

@@ -62,7 +62,7 @@ def plan(loaded: LoadedConfig, *, progress: Progress = SILENT) -> dict[str, Any]
             probe.run(ledger)
             seconds = time.monotonic() - started
             per_answer = _answer_seconds(loaded, inputs, models)
-            checks = models.checks
+            checks = asdict(models.checks)
         candidates, calls, usage = ledger.candidates(), ledger.calls(), generator_usage(loaded, ledger)
         kept = [candidate for candidate in candidates if candidate.kept]
         learnt = pairs(kept_rows(candidates, target_size=PROBE, count_eos=False)) or [
@@ -72,12 +72,14 @@ def plan(loaded: LoadedConfig, *, progress: Progress = SILENT) -> dict[str, Any]
         per_step = _rehearse(loaded, learnt, Path(folder))
     rate = Proportion(len(kept), len(candidates))
     needed = round(config.synthesis.target_size / rate.accuracy) if kept else None
+    if inputs.prompts and needed is not None and needed > len(inputs.prompts):
+        checks["warnings"].append(f"generator.prompts has {len(inputs.prompts)} prompts; about {needed} are needed.")
     settings = training_settings(loaded)
     steps = -(-config.synthesis.target_size // pairs_per_step(settings)) * settings.num_train_epochs
     tokens = sum(call.generated_tokens for call in calls)
     tokens += sum(response.n_tokens for c in candidates for response in (c.y_f, c.y_b) if response is not None)
     return {
-        "checks": asdict(checks),
+        "checks": checks,
         "probe": {"candidates": len(candidates), "kept": len(kept), "seconds": seconds},
         "reasons": dict(Counter(c.reason for c in candidates).most_common()),
         "keep_rate": rate.accuracy,

@@ -43,7 +43,7 @@ def write_figures(folder: Path, cells: dict[str, Any]) -> dict[str, str]:
                 axes.plot([100 * arm["accuracy"]], [place], mark, color=colour)
             axes.set_yticks(range(len(arms)), list(arms))
             axes.invert_yaxis()
-            axes.set_xlim(0, 100)
+            axes.set_xlim(-2, 102)  # so that a mark at 0 or 100 is whole
             axes.set_xlabel("right answers, % (mean over seeds, 95 % interval)")
             axes.set_title(cell)
             axes.grid(axis="x", alpha=0.3)

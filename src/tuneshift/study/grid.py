@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,11 @@ from tuneshift.configfile import lay_over, read_mapping
 from tuneshift.datafiles import read_pairs, read_prompts
 from tuneshift.distill import Pair
 from tuneshift.errors import ConfigError
+from tuneshift.evaluate.evidence import Questions
 from tuneshift.preflight import Inputs, read_inputs
 from tuneshift.prompts.screening import normalize
 from tuneshift.sections.study import SEEDS, StudySection
+from tuneshift.wiring import evidence_settings
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,12 @@ class Unit:
     def cell(self) -> str:
         """The cell's name, also that of its folder."""
         return ",".join(f"{axis}={level}" for axis, level in self.levels.items()) or "all"
+
+    @cached_property
+    def questions(self) -> Questions:
+        """What the models of the unit are asked."""
+        questions: Questions = evidence_settings(self.loaded, self.inputs, Path())["questions"]
+        return questions
 
     @property
     def label(self) -> str:

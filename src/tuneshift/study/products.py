@@ -22,11 +22,9 @@ from typing import Any
 
 from tuneshift.config import result_settings
 from tuneshift.distill import Pair
-from tuneshift.evaluate.evidence import Questions
 from tuneshift.run.directory import RunDirectory
 from tuneshift.run.resume import check_resumable, synthesis_finished
 from tuneshift.study.grid import Arm, Study, Unit
-from tuneshift.wiring import evidence_settings
 
 
 @dataclass(frozen=True)
@@ -75,7 +73,7 @@ class Products:
         settings = result_settings(unit.loaded.config)
         weights = {"target": settings["target"], "training": training} if model == "T" else _source(unit)
         run = {key: value for key, value in settings["run"].items() if key != "seed"}  # answers are greedy
-        asked = questions_of(unit).fingerprint()
+        asked = unit.questions.fingerprint()
         name = _fingerprint(model=model, weights=weights, engine=settings["engine"], run=run, questions=asked)
         return self.root / "outcomes" / f"{name}.jsonl"
 
@@ -102,12 +100,6 @@ def whats_to_do(study: Study, products: Products) -> dict[str, Any]:
         "pairs_per_training": study.section.size,
         "questions": {cell: len(members[0].inputs.items) for cell, members in study.cells().items()},
     }
-
-
-def questions_of(unit: Unit) -> Questions:
-    """Return what the models of a unit are asked."""
-    questions: Questions = evidence_settings(unit.loaded, unit.inputs, Path())["questions"]
-    return questions
 
 
 def _source(unit: Unit) -> dict[str, Any]:

@@ -204,7 +204,7 @@ def markdown(study: Study, cells: dict[str, Any], rows: Sequence[Row], figures: 
         own = [row for row in rows if all(row[axis] == level for axis, level in found["levels"].items())]
         parts += [
             f"## {cell}",
-            markdown_table([name.format(section.reference) for name in HEADER], _table(found["arms"], own)),
+            markdown_table([name.format(section.reference) for name in HEADER], _table(found, own)),
         ]
         parts += [f"- Not trained: {arm}: {one['reason']}" for arm, one in found["arms"].items() if one["reason"]]
         if cell in figures:
@@ -212,9 +212,10 @@ def markdown(study: Study, cells: dict[str, Any], rows: Sequence[Row], figures: 
     return "\n\n".join(parts) + "\n"
 
 
-def _table(arms: dict[str, Any], rows: Sequence[Row]) -> list[list[str]]:
+def _table(cell: dict[str, Any], rows: Sequence[Row]) -> list[list[str]]:
     table = []
-    for name, arm in arms.items():
+    for name, arm in cell["arms"].items():
+        none = "" if name in (*MODELS, cell["reference"]) else "n/a"  # these are not compared
         sizes = sorted({row["pairs"] for row in rows if row["arm"] == name and row["pairs"] is not None})
         compared, missing = arm["difference"], arm["accuracy"] is None
         table.append(
@@ -224,9 +225,9 @@ def _table(arms: dict[str, Any], rows: Sequence[Row]) -> list[list[str]]:
                 "n/a" if missing else "{:.1%} to {:.1%}".format(*arm["interval"]),
                 "n/a" if missing else f"{arm['items']} x {arm['seeds']}",
                 " or ".join(map(str, sizes)),
-                shown_difference(compared["value"], arm["items"]) if compared else "",
-                "{:+.1%} to {:+.1%}".format(*compared["interval"]) if compared else "",
-                f"{compared['p_holm']:.2g}" if compared else "",
+                shown_difference(compared["value"], arm["items"]) if compared else none,
+                "{:+.1%} to {:+.1%}".format(*compared["interval"]) if compared else none,
+                f"{compared['p_holm']:.2g}" if compared else none,
                 "" if arm["recovery"] is None else f"{arm['recovery']:.2f}",
             ]
         )

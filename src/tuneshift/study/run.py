@@ -32,7 +32,7 @@ from tuneshift.run.ledger import Ledger
 from tuneshift.run.resume import open_ledger
 from tuneshift.study.arms import Trial, answered_pairs, choose, given_pairs, learnable, rule_label
 from tuneshift.study.grid import Arm, Study, Unit
-from tuneshift.study.products import Products, questions_of
+from tuneshift.study.products import Products
 from tuneshift.study.results import write_results
 from tuneshift.wiring import (
     SynthesisModels,
@@ -91,7 +91,7 @@ def describe(study: Study, directory: RunDirectory) -> None:
     """
     if directory.ledger.exists():
         raise RunDirectoryError(f"{directory.path}: holds a run, and a study needs its own. Give another --run-dir.")
-    if not directory.config.exists():
+    if not (directory.config.is_file() and directory.config.read_text("utf-8").startswith(CONFIG_HEADER)):
         directory.check_unused()
     directory.keep()
     text = yaml.safe_dump(study.raw, sort_keys=False, allow_unicode=True)
@@ -291,13 +291,13 @@ def answer_questions(engine: Engine, unit: Unit, path: Path, *, fine_tuned: bool
     """Let a model answer a unit's questions, and write the outcomes; what is there is left."""
     if path.exists():
         return
-    questions = questions_of(unit)
+    asked = unit.questions
     outcomes = answer_items(
         engine,
-        questions.items,
+        asked.items,
         fine_tuned=fine_tuned,
-        metric=questions.metric,
-        max_new_tokens=questions.max_new_tokens,
-        stop=questions.stop,
+        metric=asked.metric,
+        max_new_tokens=asked.max_new_tokens,
+        stop=asked.stop,
     )
     write_atomically(path, jsonl([asdict(outcome) for outcome in outcomes]))

@@ -1,4 +1,4 @@
-"""The table that `tuneshift size` prints."""
+"""What `tuneshift plan` and `tuneshift size` print."""
 
 from __future__ import annotations
 
@@ -38,3 +38,33 @@ def estimate_lines(found: dict[str, Any]) -> list[str]:
         *table,
         f"minutes: {times}",
     ]
+
+
+def plan_lines(estimate: dict[str, Any]) -> list[str]:
+    """Return a plan as lines for a terminal."""
+    needed, interval = estimate["candidates_needed"], estimate["keep_rate_interval"]
+    seconds, tokens = estimate["synthesis_seconds"], estimate["generated_tokens"]
+    evaluation = estimate["evaluation_seconds"]
+    reasons = ", ".join(f"{reason} {count}" for reason, count in estimate["reasons"].items())
+    return [
+        *(f"warning: {warning}" for warning in estimate["checks"]["warnings"]),
+        f"adapter effect on the seeds: {estimate['checks']['adapter_effect']:.2f} nats",
+        f"probe: {estimate['probe']['candidates']} candidates: {reasons}",
+        f"keep rate: {estimate['keep_rate']:.0%} (95 % interval {interval['low']:.0%} to {interval['high']:.0%})",
+        f"candidates needed: {needed if needed is not None else 'n/a (' + estimate['note'] + ')'}",
+        f"synthesis: {f'about {seconds:.0f} s, {tokens} generated tokens' if seconds is not None else 'n/a'}",
+        *_api_lines(estimate["generator_usage"]),
+        f"training: about {estimate['training_seconds']:.0f} s for {estimate['training_steps']} steps",
+        f"evaluation: {'n/a (no questions)' if evaluation is None else f'about {evaluation:.0f} s'}",
+        f"peak memory so far: {estimate['peak_memory_bytes'] / 2**30:.1f} GiB",
+    ]
+
+
+def _api_lines(usage: dict[str, float | None] | None) -> list[str]:
+    if usage is None:
+        return []
+    prompt, written, cost = usage["prompt_tokens"], usage["completion_tokens"], usage["cost"]
+    if prompt is None or written is None:
+        return ["generator's API: n/a"]
+    price = "no prices are configured" if cost is None else f"cost {cost:.4g} in the currency of the prices"
+    return [f"generator's API: about {prompt:.0f} prompt tokens and {written:.0f} written tokens; {price}"]
