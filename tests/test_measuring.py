@@ -18,7 +18,7 @@ import pytest
 import torch
 from conftest import CORPUS, Tiny, write_jsonl, write_project
 from peft import PeftModel
-from test_kill import SERVER
+from test_kill import PRELOADED, SERVER
 from test_transfer import merged, run_cli
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -34,7 +34,8 @@ from tuneshift.errors import ModelError
 from tuneshift.measuring import PASSES, Instruments
 from tuneshift.models import LoadOptions
 from tuneshift.prompts.screening import normalize
-from tuneshift.run.ledger import Ledger
+from tuneshift.report.decomposition import decomposition, decomposition_title
+from tuneshift.run.ledger import Ledger, RoundSummary
 from tuneshift.run.records import Candidate, Response
 
 LOAD = LoadOptions(device="cpu", dtype="float32")
@@ -456,6 +457,7 @@ def measure_and_die(run: str, shards: int) -> None:
 
 
 def test_a_killed_measure_loses_at_most_a_shard_and_ends_with_the_same_values(run: Path, tmp_path: Path) -> None:
+    SERVER.set_forkserver_preload(PRELOADED)
     worth = len(usable(stored(run)))
     whole, killed = (Path(shutil.copytree(run, tmp_path / name)) for name in ("whole", "killed"))
     for copy, stops in ((whole, (0,)), (killed, (2, 0))):
@@ -467,6 +469,56 @@ def test_a_killed_measure_loses_at_most_a_shard_and_ends_with_the_same_values(ru
             assert sum(bool(c.measures) for c in stored(copy)) == (3 * stop if stop else worth)
     assert worth > 3 * 2
     assert stored(killed) == stored(whole)
+
+
+# What people see of it
+
+
+def test_the_means_of_both_sides_of_equation_8() -> None:
+    def record(l_f: float, l_b: float, measures: dict[str, float | None]) -> Candidate:
+        y_f, y_b = (Response(" a", (5, 6), (mean, mean), None, "eos", False) for mean in (l_f, l_b))
+        return Candidate("id", 0, "call", "a", "a", kept=False, reason="", y_f=y_f, y_b=y_b, measures=measures)
+
+    records = [
+        record(-0.25, -1.25, {"entropy_f": 0.25, "entropy_b_yb": 0.75, "kl_b": 0.25}),
+        record(-0.5, -3.5, {"entropy_f": 0.5, "entropy_b_yb": 2.0, "kl_b": 1.0}),
+        record(-0.5, -3.5, {"entropy_f": 0.5, "entropy_b_yb": 2.0, "kl_b": None}),  # does not count
+        record(-0.5, -3.5, {}),
+        replace(record(-0.5, -3.5, {"entropy_f": 0.5}), y_b=None),
+        Candidate("id", 0, "call", "", "", kept=False, reason="duplicate"),
+    ]
+    rounds = [RoundSummary(0, 1.5, 1.0, {"temperature": 1.0})]
+    found = decomposition(records, rounds)
+    assert found is not None
+    assert (found["n"], found["answered"], found["greedy"]) == (2, 5, False)
+    means = {name: found[name]["mean"] for name in ("margin", "entropy_drop", "divergence", "sum", "difference")}
+    assert means == pytest.approx(
+        {"margin": 2.0, "entropy_drop": 1.0, "divergence": 0.625, "sum": 1.625, "difference": 0.375}
+    )
+    assert found["margin"]["standard_error"] == pytest.approx(1.0)  # of 1 and 3
+    assert decomposition(records[:1], rounds)["margin"]["standard_error"] is None  # type: ignore[index]
+    assert decomposition(records[3:], rounds) is None
+    greedy = decomposition(records, [RoundSummary(0, 1.5, 1.0, {"temperature": 0.0})])
+    assert greedy is not None
+    assert "greedy" in decomposition_title(greedy)
+
+
+def test_show_and_a_renewed_report_tell_the_expected_margin(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_cli("show", str(run), "--json") == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["expected_margin"] is None
+    assert "Expected margin" not in (run / "report.md").read_text()
+    assert run_cli("measure", str(run), "--set", "criterion=kl") == 0
+    assert run_cli("report", str(run)) == 0
+    capsys.readouterr()
+    assert run_cli("show", str(run)) == 0
+    found = decomposition(stored(run), [])
+    assert found is not None
+    shown = capsys.readouterr().out
+    assert f"over {found['n']} of {found['answered']} answered candidates" in shown
+    assert "entropy_b_yb" in shown
+    for text in (shown, (run / "report.md").read_text()):
+        assert f"{found['margin']['mean']:+.3f}" in text
+        assert f"{found['sum']['standard_error']:.3f}" in text
 
 
 # In the loop
@@ -485,8 +537,14 @@ def test_a_run_by_a_rule_that_measures(tiny: Tiny, tmp_path: Path, rule: str) ->
     )
     rows = [{"prompt": f"Request: {text}\nIntent:", "response": " play"} for text in CORPUS[:5]]
     write_jsonl(tmp_path / "seeds.jsonl", rows)
-    assert run_cli("transfer", str(config), "--run-dir", str(tmp_path / "run")) in (0, 2)
+    code = run_cli("transfer", str(config), "--run-dir", str(tmp_path / "run"))
     found = stored(tmp_path / "run")
+    kept = [candidate for candidate in found if candidate.kept]
+    assert code == (0 if kept else 2)
+    if kept:
+        rows = [json.loads(line) for line in (tmp_path / "run/dataset/kept.jsonl").read_text().splitlines()]
+        assert [(row["id"], row["ppl_b"]) for row in rows] == [(candidate.id, None) for candidate in kept[:4]]
+        assert "not asked" in (tmp_path / "run/report.md").read_text()
     needs = set(Criterion(rule, samples=2).needs())
     for candidate in found:
         assert candidate.y_b is None  # no such rule reads it

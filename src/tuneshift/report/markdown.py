@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from tuneshift.criteria import RULES
 from tuneshift.evaluate.verdict import sentence
+from tuneshift.report.decomposition import decomposition, decomposition_rows, decomposition_title
 from tuneshift.run.directory import RunDirectory, read_json, write_atomically
 from tuneshift.run.ledger import Ledger
 from tuneshift.run.records import Candidate, Response
@@ -18,14 +20,16 @@ def write_report(run: RunDirectory, ledger: Ledger) -> None:
     """Write `report.md` from the verdict, the training record and the ledger."""
     verdict = read_json(run.verdict)
     training = read_json(run.training)
+    candidates = ledger.candidates()
     parts = [
         f"# Transfer report: {ledger.meta('name')}",
         sentence(verdict),
         _accuracy(verdict),
         _selection(verdict),
+        _expected_margin(decomposition(candidates, ledger.rounds())),
         _training(training),
         "## Time\n\n" + markdown_table(["stage", "seconds"], [[k, f"{v:.1f}"] for k, v in verdict["seconds"].items()]),
-        _examples(ledger.candidates(), count_eos=counts_eos(ledger)),
+        _examples(candidates, count_eos=counts_eos(ledger)),
         "## Settings\n\n```yaml\n" + run.config.read_text(encoding="utf-8") + "```",
     ]
     write_atomically(run.report, "\n\n".join(part for part in parts if part) + "\n")
@@ -83,10 +87,11 @@ def _accuracy(verdict: dict[str, Any]) -> str:
 
 def _selection(verdict: dict[str, Any]) -> str:
     n = verdict["candidates"]
+    tau = f", tau = {verdict['tau']:g}" if "tau" in RULES[verdict["criterion"]].reads else ""
     rows = [[reason, str(count), f"{count / n:.1%}"] for reason, count in verdict["reasons"].items()]
     return (
         f"## Candidates\n\n{n} candidates in {verdict['rounds']} rounds; {verdict['stop_reason']}; "
-        f"criterion {verdict['criterion']}, tau = {verdict['tau']:g}.\n\n"
+        f"criterion {verdict['criterion']}{tau}.\n\n"
         + markdown_table(["outcome", "candidates", "share"], rows)
         + _api_usage(verdict.get("generator_usage"))
     )
@@ -103,6 +108,13 @@ def _api_usage(usage: dict[str, Any] | None) -> str:
     )
 
 
+def _expected_margin(found: dict[str, Any] | None) -> str:
+    if found is None:
+        return ""
+    table = markdown_table(["part", "mean", "standard error"], decomposition_rows(found))
+    return f"## Expected margin (paper, eq. 8)\n\nIn {decomposition_title(found)}.\n\n{table}"
+
+
 def _training(training: dict[str, Any]) -> str:
     losses = training["losses"]
     shown = ", ".join(f"{loss:.3f}" for loss in losses)
@@ -115,19 +127,22 @@ def _training(training: dict[str, Any]) -> str:
 
 
 def _examples(candidates: Sequence[Candidate], *, count_eos: bool) -> str:
-    answered = [c for c in candidates if c.y_f is not None and c.y_b is not None]
+    asks_base = any(c.y_b is not None for c in candidates)  # where it does, those that show both
+    answered = [c for c in candidates if c.y_f is not None and (c.y_b is not None or not asks_base)]
     step = max(1, len(answered) // EXAMPLES)
     rows = [
-        [c.text, c.y_f.text, _perplexity(c.y_f, count_eos), c.y_b.text, _perplexity(c.y_b, count_eos), c.reason]
-        for c in answered[::step][:EXAMPLES]
-        if c.y_f is not None and c.y_b is not None
+        [c.text, *_shown(c.y_f, count_eos), *_shown(c.y_b, count_eos), c.reason] for c in answered[::step][:EXAMPLES]
     ]
     header = ["prompt", "F's response", "PPL_F(y_f)", "B's response", "PPL_F(y_b)", "outcome"]
     return "## Examples\n\n" + markdown_table(header, rows)
 
 
-def _perplexity(response: Response, count_eos: bool) -> str:
-    return f"{response.perplexity(count_eos=count_eos):.2f}" if response.n_tokens else "n/a"
+def _shown(response: Response | None, count_eos: bool) -> tuple[str, str]:
+    """Return a response's text and perplexity."""
+    if response is None:
+        return "not asked", "n/a"
+    found = response.finite_perplexity(count_eos=count_eos)
+    return response.text, "n/a" if found is None else f"{found:.2f}"
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tuneshift.console import clean
+from tuneshift.report.decomposition import decomposition, decomposition_rows, decomposition_title
 from tuneshift.run.directory import RunDirectory, read_json
 from tuneshift.run.ledger import Ledger
 from tuneshift.run.records import Candidate, Response
@@ -33,6 +34,7 @@ def run_status(path: Path, *, examples: int) -> dict[str, Any]:
         "kept": sum(candidate.kept for candidate in candidates),
         "stop_reason": stop,
         "reasons": dict(Counter(candidate.reason for candidate in candidates).most_common()),
+        "expected_margin": decomposition(candidates, rounds),
         "seconds": seconds,
         "improved": verdict["improved"] if verdict else None,
         "examples": newest,
@@ -47,6 +49,9 @@ def status_lines(status: dict[str, Any]) -> list[str]:
         *(f"  {count:6d}  {reason}" for reason, count in status["reasons"].items()),
         "seconds: " + ", ".join(f"{stage} {value:.0f}" for stage, value in status["seconds"].items()),
     ]
+    if (found := status["expected_margin"]) is not None:
+        lines.append(f"expected margin (paper, eq. 8), {decomposition_title(found)}:")
+        lines += [f"  {mean:>8} +- {error}  {label}" for label, mean, error in decomposition_rows(found)]
     for reason, examples in status["examples"].items():
         lines.append(f"newest, {reason}:")
         for example in examples:
@@ -56,6 +61,9 @@ def status_lines(status: dict[str, Any]) -> list[str]:
                 for role in ("y_f", "y_b")
                 if example[role] is not None
             ]
+            if example["measures"]:
+                shown = ", ".join(f"{name} {_number(value)}" for name, value in example["measures"].items())
+                lines.append(f"      {shown}")
     return [clean(line) for line in lines]
 
 
@@ -73,6 +81,7 @@ def _example(candidate: Candidate, count_eos: bool) -> dict[str, Any]:
         "text": candidate.text,
         "y_f": _response(candidate.y_f, count_eos),
         "y_b": _response(candidate.y_b, count_eos),
+        "measures": dict(candidate.measures),
     }
 
 
