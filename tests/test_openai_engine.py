@@ -132,13 +132,15 @@ def test_an_address_where_nobody_answers_is_named(tiny: Tiny, monkeypatch: pytes
         open_proved(weights(tiny), EngineOptions(kind="openai", load=LOAD, base=closed, fine_tuned=closed), CORPUS[:3])
 
 
-def test_a_prompt_beyond_the_servers_context_is_refused_before_it_is_sent(tiny: Tiny) -> None:
+def test_what_a_server_cannot_answer_is_refused_before_it_is_sent(tiny: Tiny) -> None:
     with CompletionsServer(str(tiny.llama), str(tiny.adapter)) as server:
         engine = open_server(server, tiny)
         server.requests.clear()
         assert engine.reader.context_length == 255  # the server's 256 less the token that it writes behind any text
         with pytest.raises(ModelError, match="do not fit into the context"):
             engine.score([ScoreRequest((5,) * 250, (6,) * 6)], fine_tuned=True)
+        with pytest.raises(ModelError, match=r"needs engine\.kind: hf"):
+            engine.compare([ScoreRequest((5,), (6,))])
         assert server.requests == []
         engine.close()
 

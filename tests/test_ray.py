@@ -120,9 +120,18 @@ def test_workers_write_and_score_exactly_what_one_process_does(
     assert workers.score(requests, fine_tuned=fine_tuned) == alone.score(requests, fine_tuned=fine_tuned)
 
 
+def test_workers_compare_both_sides_exactly_as_one_process_does(workers: RayEngine, alone: Engine) -> None:
+    pairs = zip(prompts_of(workers), generated(workers), strict=True)
+    requests = [ScoreRequest(tuple(prompt), c.token_ids) for prompt, c in pairs if c.token_ids]
+    compared = workers.compare(requests)
+    assert compared == alone.compare(requests)
+    assert len(set(compared)) > 5
+
+
 def test_no_requests_give_no_results(workers: RayEngine) -> None:
     assert workers.generate([], seeds=[], decoding=DECODING, fine_tuned=True) == []
     assert workers.score([], fine_tuned=True) == []
+    assert workers.compare([]) == []
 
 
 def test_workers_read_and_describe_as_one_process_does(workers: RayEngine, alone: Engine) -> None:

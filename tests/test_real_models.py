@@ -11,12 +11,14 @@ from test_docs import ROOT, readme_yaml
 from test_transfer import run_cli
 
 from tuneshift.config import load_config
-from tuneshift.criteria import Criterion, decide
+from tuneshift.criteria import Criterion, decide, score_of
 from tuneshift.datafiles import read_seeds
 from tuneshift.demo import prepare_models
 from tuneshift.engines.hf import HfEngine
+from tuneshift.measuring import PASSES
 from tuneshift.models import LoadOptions
 from tuneshift.prompts.generators import PoolItem
+from tuneshift.report.decomposition import decomposition
 from tuneshift.run.ledger import Ledger
 from tuneshift.wiring import prompt_generator
 
@@ -48,6 +50,46 @@ def test_a_real_instruct_model_writes_prompts_through_its_chat_template(project:
     texts = generator.parse(call)
     assert len(texts) == 5
     assert any(texts)
+
+
+def test_real_models_measure_for_every_criterion(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One small run that knows every answer; then each measure, each decision, and both sides of eq. 8."""
+    settings = [
+        *(
+            "--set",
+            "synthesis.target_size=8",
+            "--set",
+            "synthesis.max_rounds=1",
+            "--set",
+            "synthesis.calls_per_round=2",
+        ),
+        *("--set", "synthesis.complete_scores=true", "--set", "distill.num_train_epochs=1", "--set", "evaluation=null"),
+    ]
+    run = project / "measured"
+    assert run_cli("transfer", str(project / "transfer.yaml"), "--run-dir", str(run), *settings) == 0
+    for rule in PASSES:
+        chosen = ["--set", f"criterion.name={rule}", "--set", "criterion.threshold=0.05"]
+        assert run_cli("measure", str(run), *chosen) == 0
+        capsys.readouterr()
+        assert run_cli("reselect", str(run), *chosen, "--json") == 0
+        result = json.loads(capsys.readouterr().out.splitlines()[-1])
+        assert 0 < result["kept"] <= result["candidates"], rule
+    with Ledger(run / "ledger.sqlite") as ledger:
+        measured = [candidate for candidate in ledger.candidates() if candidate.measures]
+        found = decomposition(measured, ledger.rounds())
+    for candidate in measured:
+        kl, lift = (score_of(candidate, Criterion(rule)) for rule in ("kl", "lift"))
+        assert kl is not None
+        assert lift is not None
+        assert kl >= -1e-3
+        assert candidate.measures["vote_5"] in (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+    # A LoRA on intents made F far surer than B and far from B; lift is an unbiased draw of the divergence.
+    assert found is not None
+    assert found["n"] >= 20
+    assert found["entropy_drop"]["mean"] > 0.1
+    assert found["divergence"]["mean"] > 0.1
+    error = found["difference"]["standard_error"]
+    assert abs(found["difference"]["mean"]) < max(0.5 * found["margin"]["mean"], 4 * error)
 
 
 def test_the_readme_configuration_moves_knowledge_between_real_models(project: Path) -> None:
