@@ -437,9 +437,9 @@ def test_measuring_with_other_seeds_is_refused(run: Path, capsys: pytest.Capture
 
 def measure_and_die(run: str, shards: int) -> None:
     """Measure in small shards, and die when that many are committed."""
-    from tuneshift import again, cli
+    from tuneshift import cli, measuring
 
-    again.SHARD = 3
+    measuring.SHARD = 3
     torch.set_num_threads(1)
     original, seen = Ledger.record_measures, []
 

@@ -54,19 +54,17 @@ def test_a_real_instruct_model_writes_prompts_through_its_chat_template(project:
 
 def test_real_models_measure_for_every_criterion(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """One small run that knows every answer; then each measure, each decision, and both sides of eq. 8."""
-    settings = [
-        *(
-            "--set",
-            "synthesis.target_size=8",
-            "--set",
-            "synthesis.max_rounds=1",
-            "--set",
-            "synthesis.calls_per_round=2",
-        ),
-        *("--set", "synthesis.complete_scores=true", "--set", "distill.num_train_epochs=1", "--set", "evaluation=null"),
-    ]
+    settings = {
+        "synthesis.target_size": 8,
+        "synthesis.max_rounds": 1,
+        "synthesis.calls_per_round": 2,
+        "synthesis.complete_scores": "true",
+        "distill.num_train_epochs": 1,
+        "evaluation": "null",
+    }
+    overrides = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
     run = project / "measured"
-    assert run_cli("transfer", str(project / "transfer.yaml"), "--run-dir", str(run), *settings) == 0
+    assert run_cli("transfer", str(project / "transfer.yaml"), "--run-dir", str(run), *overrides) == 0
     for rule in PASSES:
         chosen = ["--set", f"criterion.name={rule}", "--set", "criterion.threshold=0.05"]
         assert run_cli("measure", str(run), *chosen) == 0
