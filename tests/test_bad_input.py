@@ -104,7 +104,7 @@ LINES = {
     "half an object": (b'{"prompt": "Request: a\\nIntent:"', "Each line is one JSON object"),
     "no JSON at all": (b"Request: a", "Each line is one JSON object"),
     "a deep nest": (b"[" * 100_000, "Each line is one JSON object"),
-    "a list": (b'["Request: a\\nIntent:"]', 'expected an object with "prompt"'),
+    "a list": (b'["Request: a\\nIntent:"]', "expected an object, got list"),
     "a wrong key": (b'{"promt": "Request: a\\nIntent:"}', "Rename or remove keys"),
     "a key too many": (b'{"prompt": "Request: a\\nIntent:", "reference": "x", "label": "y"}', "Rename or remove keys"),
     "a number": (b'{"prompt": 5, "reference": "x"}', "prompt must be a string"),

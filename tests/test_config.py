@@ -105,8 +105,8 @@ def test_the_smallest_complete_file_loads_with_the_papers_defaults(tmp_path: Pat
             "gradient_accumulation_steps": 1, "trainer_args": {}, "accelerate": None,
         },
         "evaluation": {
-            "data": str(tmp_path / "test.jsonl"), "metric": "exact_match", "pattern": None, "max_new_tokens": None,
-            "stop": None,
+            "task": "jsonl", "data": str(tmp_path / "test.jsonl"), "subtask": None, "harness": "native",
+            "held_out": None, "metric": "exact_match", "pattern": None, "max_new_tokens": None, "stop": None,
         },
         "engine": {
             "kind": "hf", "batch_size": 128, "workers": 1, "ray_address": None, "threads": None,
@@ -613,7 +613,8 @@ CHANGES = {
     "distill.target_modules": "all-linear", "distill.num_train_epochs": "3", "distill.learning_rate": "0.001",
     "distill.per_device_train_batch_size": "4", "distill.gradient_accumulation_steps": "2",
     "distill.trainer_args": "{optim: sgd}", "distill.accelerate": "fsdp.yaml", "evaluation.data": "other.jsonl",
-    "evaluation.metric": "numeric",
+    "evaluation.metric": "numeric", "evaluation.task": "gsm8k", "evaluation.subtask": "navigate",
+    "evaluation.harness": "lm_eval", "evaluation.held_out": "{fraction: 0.5}",
     "evaluation.pattern": "x+", "evaluation.max_new_tokens": "9", "evaluation.stop": "['###']", "run.seed": "1",
     "run.device": "cpu", "run.dtype": "float32", "run.trust_remote_code": "true",
     "engine.kind": "vllm", "engine.batch_size": "64", "engine.max_model_len": "64",
@@ -624,6 +625,9 @@ CHANGES = {
 ALSO = {
     "source.model": ["source.adapter=null"],
     "evaluation.pattern": ["evaluation.metric=regex"],
+    "evaluation.task": ["evaluation.metric=null"],
+    "evaluation.subtask": ["evaluation.task=bbh", "evaluation.metric=null"],
+    "evaluation.harness": ["evaluation.task=gsm8k", "evaluation.metric=null"],
     "generator.api": ["generator.kind=chat"],
     "generator.prompts": ["generator.kind=file"],
     "criterion.threshold": ["criterion.name=lift"],

@@ -205,7 +205,8 @@ def test_a_row_counts_what_the_trained_target_answers(finished: Path, tiny: Tiny
         engine,
         read_items(finished / "test.jsonl"),
         fine_tuned=True,
-        metric=lambda response, reference: len(response) % 2 == 0,
+        grade=lambda response, item: {"even": len(response) % 2 == 0},
+        metric="even",
         max_new_tokens=24,
         stop=["\n"],
     )
@@ -287,7 +288,7 @@ def test_a_finished_study_opens_no_model_and_writes_the_same_tables(
     root = copied(finished, tmp_path)
     for name in [*TABLES, "timings.parquet"]:
         (root / name).unlink()
-    for name in ("_opened", "open_plain", "distill_run", "answer_items"):
+    for name in ("_opened", "open_plain", "distill_run", "answer_questions"):
         monkeypatch.setattr(study_run, name, refuse)
     assert run_cli("study", str(finished / "study.yaml"), "--run-dir", str(root)) == 0
     for name in [*TABLES, "timings.parquet", "figures/generator=base.png", "figures/generator=base.svg"]:

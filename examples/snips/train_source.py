@@ -84,13 +84,14 @@ def evaluate(base: str, adapter: Path, folder: Path) -> dict:
     """Return how many of the held-out requests the shipped adapter gets right, in both forms."""
     engine = HfEngine.open(resolve_model(base), load=LoadOptions())
     engine.attach(str(adapter))
-    results = {}
+    exact, results = find_metric("exact_match"), {}
     for name, suffix, limit in (("intents", "", 12), ("calls", "_calls", 96)):
         outcomes = answer_items(
             engine,
             read_items(folder / f"test{suffix}.jsonl"),
             fine_tuned=True,
-            metric=find_metric("exact_match"),
+            grade=lambda response, item: {"exact_match": exact(response, item.reference)},
+            metric="exact_match",
             max_new_tokens=limit,
             stop=["\n"],
         )

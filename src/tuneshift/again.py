@@ -140,7 +140,7 @@ def evaluate_again(
     asked = [item for item in inputs.items if normalize(item.prompt) not in trained]
     excluded = len(inputs.items) - len(asked)
     if not asked:
-        raise DataError(f"{loaded.config.evaluation.data}: the target was trained on every one of these prompts.")
+        raise DataError(f"{inputs.items[0].place}: the target was trained on this prompt and on every other of these.")
     if excluded:
         progress.note(f"{excluded} of {len(inputs.items)} questions are left out: the target was trained on them")
     settings = evidence_settings(loaded, replace(inputs, items=asked), run.adapter)

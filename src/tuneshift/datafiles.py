@@ -1,11 +1,11 @@
-"""Reading the user's JSONL files: seeds and evaluation items, with the line named in every error."""
+"""Reading the user's JSONL and JSON files: seeds and evaluation items, with the place named in every error."""
 
 from __future__ import annotations
 
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +33,16 @@ class Seed:
 
 @dataclass(frozen=True)
 class Item:
-    """A held-out question with its reference answer; `place` is file:line, for messages."""
+    """A held-out question with its reference answer; `place` is file:line, for messages.
+
+    `doc` holds a benchmark's own fields, by which it grades.
+    """
 
     id: str
     place: str
     prompt: str
     reference: str
+    doc: dict[str, Any] = field(default_factory=dict)
 
 
 def read_seeds(path: Path, template: str | None) -> list[Seed]:
@@ -112,14 +116,41 @@ def read_items(path: Path) -> list[Item]:
     return items
 
 
-def _rows(path: Path, *, required: tuple[str, ...], optional: tuple[str, ...]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield (line number, object) for each line that is not blank, checked for its keys and types."""
+def read_objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield (place, object) for each line of a JSONL file that is not blank.
+
+    A file that ends in .json holds one list of objects, which may be the value of "examples".
+
+    Raises:
+        DataError: the file cannot be read, or holds something else.
+    """
+    data = _read(path)
+    if path.suffix != ".json":
+        yield from ((f"{path}:{number}", row) for number, row in _lines(path, data))
+        return
     try:
-        data = path.read_bytes()
+        value = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: not valid JSON ({error}). Expected one list of objects.") from error
+    rows = value.get("examples") if isinstance(value, dict) else value
+    if not isinstance(rows, list):
+        raise DataError(f'{path}: expected a list of objects, or {{"examples": [...]}}, got {type(value).__name__}.')
+    for number, row in enumerate(rows):
+        if not isinstance(row, dict):
+            raise DataError(f"{path}, number {number} of the list: expected an object, got {type(row).__name__}.")
+        yield f"{path}, number {number} of the list", row
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes().removeprefix(b"\xef\xbb\xbf")
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}). Give the path of a JSONL file.") from error
-    expected = " and ".join(f'"{key}"' for key in required)
-    for number, line in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
+
+
+def _lines(path: Path, data: bytes) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield (line number, object) for each line that is not blank."""
+    for number, line in enumerate(data.split(b"\n"), start=1):
         try:
             text = line.decode("utf-8").strip()
         except UnicodeDecodeError as error:
@@ -131,7 +162,14 @@ def _rows(path: Path, *, required: tuple[str, ...], optional: tuple[str, ...]) -
         except (ValueError, RecursionError) as error:
             raise DataError(f"{path}:{number}: not valid JSON ({error}). Each line is one JSON object.") from error
         if not isinstance(row, dict):
-            raise DataError(f"{path}:{number}: expected an object with {expected}, got {type(row).__name__}.")
+            raise DataError(f"{path}:{number}: expected an object, got {type(row).__name__}.")
+        yield number, row
+
+
+def _rows(path: Path, *, required: tuple[str, ...], optional: tuple[str, ...]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield (line number, object) for each line that is not blank, checked for its keys and types."""
+    expected = " and ".join(f'"{key}"' for key in required)
+    for number, row in _lines(path, _read(path)):
         unknown = sorted(set(row) - set(required) - set(optional))
         missing = [key for key in required if key not in row]
         if missing or unknown:

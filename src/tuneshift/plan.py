@@ -14,8 +14,6 @@ from typing import Any
 from tuneshift.config import LoadedConfig
 from tuneshift.dataset import kept_rows, pairs
 from tuneshift.distill import Pair
-from tuneshift.encoding import encode_prompt
-from tuneshift.engines.base import Decoding
 from tuneshift.evaluate.stats import Proportion
 from tuneshift.launch import pairs_per_step, train
 from tuneshift.pipeline import synthesis
@@ -26,9 +24,8 @@ from tuneshift.run.ledger import Ledger
 from tuneshift.run.usage import peak_memory
 from tuneshift.wiring import (
     SynthesisModels,
-    answer_decoding,
-    evaluation_limit,
     generator_usage,
+    questions_of,
     synthesis_models,
     training_settings,
 )
@@ -106,17 +103,13 @@ def _expected(usage: dict[str, Any] | None, factor: float | None) -> dict[str, f
 
 def _answer_seconds(loaded: LoadedConfig, inputs: Inputs, models: SynthesisModels) -> float | None:
     """Return the seconds that F takes for one of the evaluation's answers, in a batch; `None` without questions."""
-    asked = inputs.items[:PROBE]
-    if not asked:
+    questions = questions_of(loaded, inputs)
+    if questions is None:
         return None
-    engine = models.source.engine
-    prompts = [encode_prompt(engine.tokenizer, item.prompt) for item in asked]
-    decoding = Decoding(
-        temperature=0, max_new_tokens=evaluation_limit(loaded.config), stop=answer_decoding(loaded).stop
-    )
+    asked = questions.items[:PROBE]
     started = time.monotonic()
-    engine.generate(prompts, seeds=[0] * len(prompts), decoding=decoding, fine_tuned=True)
-    return (time.monotonic() - started) / len(prompts)
+    questions.ask(models.source.engine, asked, fine_tuned=True)
+    return (time.monotonic() - started) / len(asked)
 
 
 def _rehearse(loaded: LoadedConfig, learnt: list[Pair], folder: Path) -> float:

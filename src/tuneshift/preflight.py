@@ -18,9 +18,13 @@ from tuneshift.encoding import Reader, encode_prompt
 from tuneshift.engines.base import Decoding
 from tuneshift.engines.source import Source
 from tuneshift.errors import DataError
+from tuneshift.evaluate.benchmarks import BENCHMARKS
+from tuneshift.evaluate.benchmarks.base import read_benchmark, split_held_out
+from tuneshift.evaluate.benchmarks.harness import check_harness
 from tuneshift.evaluate.tasks import find_metric, grade
 from tuneshift.launch import check_processes
 from tuneshift.models import file_sha256, resolve_model
+from tuneshift.sections.evaluation import EvaluationSection
 
 
 @dataclass(frozen=True)
@@ -55,16 +59,15 @@ def read_inputs(config: Config, *, folder: Path, trains: bool = True) -> Inputs:
         UserError: the first thing that is wrong.
     """
     files = {"seeds": Path(config.seeds)}
-    seeds, items = read_seeds(files["seeds"], config.prompt_template), []
+    seeds = read_seeds(files["seeds"], config.prompt_template)
+    items: list[Item] = []
     prompts: list[str] = []
+    digests: dict[str, str] = {}
     if config.generator.prompts is not None:
         files["generator.prompts"] = Path(config.generator.prompts)
         prompts = read_prompts(files["generator.prompts"], config.prompt_template)
     if config.evaluation:
-        files["evaluation.data"] = Path(config.evaluation.data)
-        items = read_items(files["evaluation.data"])
-        metric = find_metric(config.evaluation.metric, pattern=config.evaluation.pattern, folder=folder)
-        grade(metric, items[0].reference, items[0])
+        items, digests["evaluation.data"] = read_questions(config.evaluation, folder=folder)
     for reference in (
         config.source.base,
         config.source.model,
@@ -87,12 +90,33 @@ def read_inputs(config: Config, *, folder: Path, trains: bool = True) -> Inputs:
             f"{silent.place}: criterion few_shot_base shows B the seeds with their responses, and this one has none. "
             'Add "response" to it, or use another criterion.'
         )
-    digests = {name: file_sha256(path) for name, path in files.items()}
+    digests |= {name: file_sha256(path) for name, path in files.items()}
     if config.distill.accelerate is not None and trains:
         # What else the file says moves no result: a run that lacked memory may go on with another file's text.
         processes = check_processes(Path(config.distill.accelerate), device=config.run.device)
         digests["distill.accelerate"] = f"{processes} processes"
     return Inputs(seeds, items, digests, prompts)
+
+
+def read_questions(section: EvaluationSection, *, folder: Path) -> tuple[list[Item], str]:
+    """Return the evaluation's items, checked as far as they can be without a model, and the sha256 of their data.
+
+    Raises:
+        UserError: the first thing that is wrong.
+    """
+    benchmark = BENCHMARKS.get(section.task)
+    if benchmark is None:
+        assert section.data is not None
+        items, digest = read_items(Path(section.data)), file_sha256(Path(section.data))
+        metric = find_metric(section.metric_name, pattern=section.pattern, folder=folder)
+        grade(metric, items[0].reference, items[0])
+    else:
+        items, digest = read_benchmark(section.task, benchmark, data=section.data, subtask=section.subtask)
+    if section.held_out is not None:
+        items, _ = split_held_out(items, fraction=section.held_out.fraction, seed=section.held_out.seed)
+    if benchmark is not None and section.harness == "lm_eval":
+        check_harness(items, benchmark)
+    return items, digest
 
 
 def objection(prompt: str, readers: Sequence[Reader], *, room: int) -> str | None:

@@ -8,14 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 from tuneshift.adapters import resolve_adapter
 from tuneshift.config import Config, LoadedConfig
 from tuneshift.criteria import Criterion, calibrate_tau
-from tuneshift.datafiles import Seed
+from tuneshift.datafiles import Item, Seed
 from tuneshift.distill import TrainingSettings, inspect_target
 from tuneshift.engines.api import ApiSettings, read_secret
 from tuneshift.engines.base import Decoding, Engine, Weights
@@ -23,8 +23,11 @@ from tuneshift.engines.dispatch import HostedModel, cost
 from tuneshift.engines.openai import Endpoint
 from tuneshift.engines.opening import EngineOptions, open_engine
 from tuneshift.engines.source import Source, open_source
-from tuneshift.evaluate.evidence import Questions
-from tuneshift.evaluate.tasks import find_metric, metric_digest
+from tuneshift.evaluate.benchmarks import BENCHMARKS
+from tuneshift.evaluate.benchmarks.base import chance_level
+from tuneshift.evaluate.benchmarks.harness import ask_through_harness, harness_version
+from tuneshift.evaluate.evidence import Ask, Questions
+from tuneshift.evaluate.tasks import answer_items, find_metric, grade, metric_digest
 from tuneshift.measuring import Instruments
 from tuneshift.models import LoadOptions, resolve_model
 from tuneshift.preflight import Inputs, ModelChecks, check_models, objection
@@ -306,39 +309,71 @@ def _own_generator(config: Config) -> str | None:
 
 def evidence_settings(loaded: LoadedConfig, inputs: Inputs, adapter: Path) -> dict[str, Any]:
     """Return the arguments of `gather_evidence` that the configuration sets; `adapter` is the trained one."""
-    config, section = loaded.config, loaded.config.evaluation
+    config = loaded.config
 
     def open_target() -> Engine:
         target = config.target.model
         return open_engine(Weights(target, resolve_model(target), adapter=str(adapter)), engine_options(loaded))
 
-    questions = section and Questions(
-        items=inputs.items,
-        metric=find_metric(section.metric, pattern=section.pattern, folder=loaded.folder),
-        max_new_tokens=(limit := evaluation_limit(config)),
-        stop=(stop := config.synthesis.stop if section.stop is None else section.stop),
-        described={
-            "data": section.data,
-            "sha256": inputs.digests["evaluation.data"],
-            "metric": section.metric,
-            "metric_sha256": metric_digest(section.metric),
-            "pattern": section.pattern,
-            "max_new_tokens": limit,
-            "stop": list(stop),
-        },
-    )
     return {
-        "questions": questions,
+        "questions": questions_of(loaded, inputs),
         "open_target": open_target,
         "open_source": lambda: open_run_source(loaded, inputs.seeds, substitute=False).engine,
         "seed": config.run.seed,
     }
 
 
+def questions_of(loaded: LoadedConfig, inputs: Inputs) -> Questions | None:
+    """Return the configured questions, `None` where there are none."""
+    section = loaded.config.evaluation
+    if section is None:
+        return None
+    benchmark = BENCHMARKS.get(section.task)
+    limit, stop = evaluation_limit(loaded.config), section.stop
+    if stop is None:
+        stop = benchmark.stop if benchmark else loaded.config.synthesis.stop
+    chance = chance_level(benchmark, inputs.items) if benchmark else (None, "not known of one's own questions")
+    return Questions(
+        items=inputs.items,
+        ask=_ask(loaded, limit, stop),
+        described={
+            **section.model_dump(include={"task", "data", "subtask", "pattern"}),
+            "sha256": inputs.digests["evaluation.data"],
+            "harness": f"lm-eval {harness_version()}" if section.harness == "lm_eval" else "native",
+            "held_out": section.held_out and section.held_out.model_dump(),
+            "metric": section.metric_name,
+            "metric_sha256": metric_digest(section.metric_name),
+            "max_new_tokens": limit,
+            "stop": list(stop),
+        },
+        chance=chance[0],
+        chance_reason=chance[1],
+    )
+
+
+def _ask(loaded: LoadedConfig, limit: int, stop: tuple[str, ...]) -> Ask:
+    """Return how the configured questions are asked and graded."""
+    section = loaded.config.evaluation
+    assert section is not None
+    name, benchmark = section.metric_name, BENCHMARKS.get(section.task)
+    if benchmark is not None and section.harness == "lm_eval":
+        return partial(ask_through_harness, benchmark=benchmark, metric=name, max_new_tokens=limit)
+    grade_all = benchmark.grade if benchmark else None
+    if grade_all is None:
+        metric = find_metric(name, pattern=section.pattern, folder=loaded.folder)
+
+        def grade_all(response: str, item: Item) -> dict[str, bool]:
+            return {name: grade(metric, response, item)}
+
+    return partial(answer_items, grade=grade_all, metric=name, max_new_tokens=limit, stop=stop)
+
+
 def evaluation_limit(config: Config) -> int:
     """Return how many tokens an answer of the evaluation may have."""
-    own = config.evaluation.max_new_tokens if config.evaluation else None
-    return own or config.synthesis.max_new_tokens
+    section = config.evaluation
+    if section is None or section.task == "jsonl":
+        return (section and section.max_new_tokens) or config.synthesis.max_new_tokens
+    return section.max_new_tokens or BENCHMARKS[section.task].max_new_tokens
 
 
 def named_models(loaded: LoadedConfig) -> dict[str, dict[str, str]]:

@@ -11,28 +11,36 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from tuneshift.datafiles import Item
 from tuneshift.engines.base import Engine
-from tuneshift.evaluate.tasks import Metric, Outcome, answer_items
+from tuneshift.evaluate.tasks import Outcome
 from tuneshift.evaluate.verdict import judge
 from tuneshift.progress import SILENT, Progress
 from tuneshift.run.directory import jsonl, read_jsonl, write_atomically
 
 
+class Ask(Protocol):
+    """Lets a model answer items, and grades the answers."""
+
+    def __call__(self, engine: Engine, items: Sequence[Item], *, fine_tuned: bool) -> list[Outcome]:
+        """Return one outcome an item, in order."""
+
+
 @dataclass(frozen=True)
 class Questions:
-    """What the arms are asked, how they may answer, and how answers are graded.
+    """What the arms are asked, and how they are asked and graded.
 
-    `described` says the same for the verdict: data, its sha256, metric, limits.
+    `described` says the same for the verdict: data, its sha256, metric, limits. `chance` is the share right of
+    guessing; where there is none, `chance_reason` says why.
     """
 
     items: Sequence[Item]
-    metric: Metric
-    max_new_tokens: int
-    stop: tuple[str, ...]
+    ask: Ask
     described: dict[str, Any]
+    chance: float | None
+    chance_reason: str | None
 
     def fingerprint(self) -> str:
         """Return what changes when an outcome could change: the questions and the metric's code included."""
@@ -57,11 +65,12 @@ def gather_evidence(
         return {
             "improved": None,
             "reason": "No evaluation is configured, so nothing was measured.",
-            **dict.fromkeys(("before", "after", "source", "mcnemar_p", "recovery", "questions")),
+            **dict.fromkeys(("before", "after", "source", "mcnemar_p", "recovery", "chance", "questions")),
         }
     arms = {"before": (open_target, False), "after": (open_target, True), "source": (open_source, True)}
     outcomes = evaluate_arms(folder, questions, arms, progress)
-    return {**judge(**outcomes, seed=seed), "questions": questions.described}
+    chance = {"chance": questions.chance, "chance_reason": questions.chance_reason}
+    return {**judge(**outcomes, seed=seed), **chance, "questions": questions.described}
 
 
 def evaluate_arms(
@@ -80,14 +89,7 @@ def evaluate_arms(
                 if open_engine not in opened:
                     _close(opened)
                     opened[open_engine] = open_engine()
-                outcomes = answer_items(
-                    opened[open_engine],
-                    questions.items,
-                    fine_tuned=fine_tuned,
-                    metric=questions.metric,
-                    max_new_tokens=questions.max_new_tokens,
-                    stop=questions.stop,
-                )
+                outcomes = questions.ask(opened[open_engine], questions.items, fine_tuned=fine_tuned)
                 write_atomically(_file(folder, arm), jsonl([asdict(outcome) for outcome in outcomes]))
             meter.update((number + 1) * len(questions.items), arm)
     return {arm: [Outcome(**row) for row in read_jsonl(_file(folder, arm))] for arm in arms}

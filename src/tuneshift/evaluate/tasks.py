@@ -6,12 +6,12 @@ import importlib
 import re
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tuneshift.datafiles import Item
 from tuneshift.encoding import encode_prompt
-from tuneshift.engines.base import Decoding, Engine
+from tuneshift.engines.base import Completion, Decoding, Engine
 from tuneshift.errors import ConfigError, DataError
 from tuneshift.models import file_sha256
 from tuneshift.prompts.screening import normalize
@@ -25,12 +25,17 @@ NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 
 @dataclass(frozen=True)
 class Outcome:
-    """One item's result in one arm."""
+    """One item's result in one arm.
+
+    `graded` tells by metric whether the response is right; `correct` is the verdict's metric among them. Where the
+    answer is chosen by its likelihood, nothing is generated and `finish_reason` is `None`.
+    """
 
     id: str
     response: str
     correct: bool
-    finish_reason: FinishReason
+    finish_reason: FinishReason | None
+    graded: dict[str, bool] = field(default_factory=dict)
 
 
 def answer_items(
@@ -38,26 +43,41 @@ def answer_items(
     items: Sequence[Item],
     *,
     fine_tuned: bool,
-    metric: Metric,
+    grade: Callable[[str, Item], dict[str, bool]],
+    metric: str,
     max_new_tokens: int,
     stop: Sequence[str],
 ) -> list[Outcome]:
-    """Let a model answer every item greedily, and grade.
+    """Let a model answer every item greedily, and grade; `metric` names the grading that counts.
 
     Raises:
         DataError: a prompt and its answer do not fit into the model's context.
     """
+    answers = complete_items(engine, items, fine_tuned=fine_tuned, max_new_tokens=max_new_tokens, stop=stop)
+    graded = [grade(answer.text, item) for item, answer in zip(items, answers, strict=True)]
+    return [
+        Outcome(item.id, answer.text, grades[metric], answer.finish_reason, grades)
+        for item, answer, grades in zip(items, answers, graded, strict=True)
+    ]
+
+
+def complete_items(
+    engine: Engine, items: Sequence[Item], *, fine_tuned: bool, max_new_tokens: int, stop: Sequence[str]
+) -> list[Completion]:
+    """Return a model's greedy answer to every item; see `answer_items` for what it raises."""
     decoding = Decoding(temperature=0, max_new_tokens=max_new_tokens, stop=tuple(stop))
+    prompts = encode_items(engine, items, room=max_new_tokens)
+    return engine.generate(prompts, seeds=[0] * len(items), decoding=decoding, fine_tuned=fine_tuned)
+
+
+def encode_items(engine: Engine, items: Sequence[Item], *, room: int) -> list[list[int]]:
+    """Return each item's token ids, which leave `room` tokens for the answer; see `answer_items` for what it raises."""
     prompts = [encode_prompt(engine.tokenizer, item.prompt) for item in items]
     for item, prompt in zip(items, prompts, strict=True):
-        objection = engine.reader.objection(prompt, room=max_new_tokens)
+        objection = engine.reader.objection(prompt, room=room)
         if objection is not None:
             raise DataError(f"{item.place}: {objection}. Shorten the prompt, or lower evaluation.max_new_tokens.")
-    answers = engine.generate(prompts, seeds=[0] * len(items), decoding=decoding, fine_tuned=fine_tuned)
-    return [
-        Outcome(item.id, answer.text, grade(metric, answer.text, item), answer.finish_reason)
-        for item, answer in zip(items, answers, strict=True)
-    ]
+    return prompts
 
 
 def grade(metric: Metric, response: str, item: Item) -> bool:

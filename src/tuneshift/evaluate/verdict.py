@@ -71,11 +71,16 @@ def _arms(
 
 
 def _rate(outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    rate = Proportion(sum(outcome.correct for outcome in outcomes), len(outcomes))
+    """Return an arm's rate by the verdict's metric, and by every metric where items are graded by several."""
+    written = [outcome.finish_reason for outcome in outcomes if outcome.finish_reason is not None]
+    metrics = list(outcomes[0].graded)
     return {
-        "correct": rate.correct,
-        "n": rate.n,
-        "accuracy": rate.accuracy,
-        "interval": asdict(rate.interval()),
-        "hit_length_limit": sum(outcome.finish_reason == "length" for outcome in outcomes) / rate.n,
+        **_proportion([outcome.correct for outcome in outcomes]),
+        "hit_length_limit": written.count("length") / len(written) if written else None,
+        "by_metric": {metric: _proportion([outcome.graded[metric] for outcome in outcomes]) for metric in metrics},
     }
+
+
+def _proportion(flags: Sequence[bool]) -> dict[str, Any]:
+    rate = Proportion(sum(flags), len(flags))
+    return {"correct": rate.correct, "n": rate.n, "accuracy": rate.accuracy, "interval": asdict(rate.interval())}

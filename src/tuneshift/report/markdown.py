@@ -44,7 +44,7 @@ def accuracy_rows(verdict: dict[str, Any]) -> list[list[str]]:
             f"{verdict[arm]['correct']} of {verdict[arm]['n']}",
             f"{verdict[arm]['accuracy']:.1%}",
             f"{verdict[arm]['interval']['low']:.1%} to {verdict[arm]['interval']['high']:.1%}",
-            f"{verdict[arm]['hit_length_limit']:.1%}",
+            "n/a" if (capped := verdict[arm]["hit_length_limit"]) is None else f"{capped:.1%}",
         ]
         for arm, label in names.items()
         if verdict[arm] is not None
@@ -81,8 +81,25 @@ def _accuracy(verdict: dict[str, Any]) -> str:
             f"- Smallest gain that {verdict['before']['n']} items show with 80 % power at this rate of changed "
             f"answers: {smallest:.1%}."
         )
+    lines += [f"- By `{metric}`: {shown}." for metric, shown in _other_metrics(verdict)]
     lines.append(f"- {verdict['source_right_after_wrong']} items that the source had right are wrong in the target.")
     return "## Accuracy\n\n" + "\n".join(lines)
+
+
+def _other_metrics(verdict: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return each metric that the verdict does not rest on, and the arms' rates by it."""
+    arms = {"before": "target before", "after": "target after", "source": "source"}
+    by_metric = {arm: verdict[arm].get("by_metric", {}) for arm in arms}
+    others = [metric for metric in by_metric["before"] if metric != verdict["questions"]["metric"]]
+    return [
+        (metric, "; ".join(f"{label} {_rate(by_metric[arm][metric])}" for arm, label in arms.items()))
+        for metric in others
+    ]
+
+
+def _rate(rate: dict[str, Any]) -> str:
+    interval = rate["interval"]
+    return f"{rate['correct']} of {rate['n']} ({interval['low']:.1%} to {interval['high']:.1%})"
 
 
 def _selection(verdict: dict[str, Any]) -> str:

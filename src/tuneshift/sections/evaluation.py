@@ -3,25 +3,71 @@
 from __future__ import annotations
 
 import re
+from typing import Literal
 
 from pydantic import Field, model_validator
 
+from tuneshift.evaluate.benchmarks import BENCHMARKS
 from tuneshift.sections.base import PathText, Section
+
+METRICS = ("exact_match", "normalized_match", "numeric", "regex")
+"""Those of one's own questions; a benchmark has its own."""
+
+
+class HeldOutSection(Section):
+    """The part of the questions that is evaluated, for benchmarks that have no split to train on, such as BBH.
+
+    The rest is free for seeds and training: `tuneshift.evaluate.benchmarks.base.split_held_out` returns both.
+    """
+
+    fraction: float = Field(0.5, gt=0, lt=1, description="Share of the different questions that is evaluated.")
+    seed: int = Field(0, ge=0, description="Which ones: the same seed holds out the same questions.")
 
 
 class EvaluationSection(Section):
-    """The user's own questions, on which the verdict rests."""
+    """The questions on which the verdict rests: your own, or a public benchmark's; see docs/evaluation.md."""
 
-    data: PathText = Field(description='JSONL with {"prompt": ..., "reference": ...} a line.')
-    metric: str = Field(
-        "exact_match",
-        description="`exact_match` (surrounding white space aside), `normalized_match` (case, punctuation and white "
-        "space aside), `numeric` (last number), `regex` (the last match of `pattern`), or a Python function "
-        "`module.function(response, reference) -> bool`, found from the YAML file's folder.",
+    task: Literal["jsonl", "gsm8k", "bbh", "mmlu"] = Field(
+        "jsonl",
+        description="`jsonl`: your own questions; `gsm8k`, `bbh`, `mmlu`: a benchmark's, asked as "
+        "lm-evaluation-harness asks them without examples.",
+    )
+    data: PathText | None = Field(
+        None,
+        description='`jsonl`: JSONL with {"prompt": ..., "reference": ...} a line, required. A benchmark: a JSONL or '
+        "JSON file with its own fields; null: its dataset on the Hub.",
+    )
+    subtask: str | None = Field(
+        None,
+        description="`bbh`: the subtask, such as `navigate`; null: the name of `data`. `mmlu`: a subject; null: all.",
+    )
+    harness: Literal["native", "lm_eval"] = Field(
+        "native",
+        description="Who grades a benchmark: `native`, this project, as lm-evaluation-harness 0.4.13 does; `lm_eval`, "
+        "the installed lm-evaluation-harness itself. `mmlu` needs `lm_eval`.",
+    )
+    held_out: HeldOutSection | None = Field(None, description="Evaluate a part of the questions; null: all.")
+    metric: str | None = Field(
+        None,
+        description="`jsonl`: `exact_match` (surrounding white space aside; the default), `normalized_match` (case, "
+        "punctuation and white space aside), `numeric` (last number), `regex` (the last match of `pattern`), or a "
+        "Python function `module.function(response, reference) -> bool`, found from the YAML file's folder. `gsm8k`, "
+        "`bbh`: `flexible_extract` (the default) or `strict_match`; both are reported. `mmlu`: `acc`.",
     )
     pattern: str | None = Field(None, description="`regex`: what to extract, its first group if it has one.")
-    max_new_tokens: int | None = Field(None, ge=1, description="Length limit in tokens; that of synthesis if null.")
-    stop: tuple[str, ...] | None = Field(None, description="Stop strings; those of synthesis if null.")
+    max_new_tokens: int | None = Field(
+        None,
+        ge=1,
+        description="Length limit in tokens; null: that of synthesis for `jsonl`, else the harness's.",
+    )
+    stop: tuple[str, ...] | None = Field(
+        None, description="Stop strings; null: those of synthesis for `jsonl`, else the harness's."
+    )
+
+    @property
+    def metric_name(self) -> str:
+        """The metric on which the verdict rests."""
+        return self.metric or (METRICS if self.task == "jsonl" else BENCHMARKS[self.task].metrics)[0]
 
     @model_validator(mode="after")
     def _pattern_goes_with_regex(self) -> EvaluationSection:
@@ -32,7 +78,35 @@ class EvaluationSection(Section):
                 re.compile(self.pattern)
             except re.error as error:
                 raise ValueError(f"pattern {self.pattern!r} is not a regular expression: {error}") from error
-        known = ("exact_match", "normalized_match", "numeric", "regex")
-        if self.metric not in known and "." not in self.metric:
-            raise ValueError(f"metric {self.metric!r} is none of {', '.join(known)} and no dotted path of a function")
+        return self
+
+    @model_validator(mode="after")
+    def _task_has_what_it_needs(self) -> EvaluationSection:
+        if self.task != "jsonl":
+            return self._check_benchmark()
+        if self.data is None:
+            raise ValueError("`task: jsonl` needs `data`, a file with your questions; or name a benchmark as `task`")
+        if self.subtask is not None or self.harness != "native":
+            raise ValueError("`subtask` and `harness` belong to a benchmark: name one as `task`, or leave them out")
+        if self.metric_name not in METRICS and "." not in self.metric_name:
+            raise ValueError(f"metric {self.metric!r} is none of {', '.join(METRICS)} and no dotted path of a function")
+        return self
+
+    def _check_benchmark(self) -> EvaluationSection:
+        benchmark = BENCHMARKS[self.task]
+        if self.metric_name not in benchmark.metrics:
+            raise ValueError(
+                f"metric {self.metric!r} is none of {self.task}'s: {', '.join(benchmark.metrics)} (null: the first)"
+            )
+        if self.subtask is not None and self.subtask not in benchmark.subtasks:
+            known = ", ".join(benchmark.subtasks) or "none"
+            raise ValueError(f"subtask {self.subtask!r} is none of {self.task}'s: {known}")
+        if self.data is None and benchmark.hub[1] is None and self.subtask is None:
+            raise ValueError(f"`task: {self.task}` needs `subtask`, or `data` with a subtask's name")
+        if benchmark.grade is None and self.harness == "native":
+            raise ValueError(f"`task: {self.task}` compares log-likelihoods: set `harness: lm_eval`")
+        if benchmark.grade is None and self.max_new_tokens is not None:
+            raise ValueError(f"`task: {self.task}` generates nothing: leave `max_new_tokens` out")
+        if self.harness == "lm_eval" and self.stop is not None:
+            raise ValueError("`harness: lm_eval` has its own stop strings: leave `stop` out, or set `harness: native`")
         return self

@@ -23,7 +23,6 @@ from tuneshift.encoding import Reader
 from tuneshift.engines.base import Engine
 from tuneshift.engines.source import Source
 from tuneshift.errors import RunDirectoryError
-from tuneshift.evaluate.tasks import answer_items
 from tuneshift.measuring import measure_stored
 from tuneshift.pipeline import distill_run, synthesize
 from tuneshift.progress import SILENT, Progress
@@ -291,13 +290,5 @@ def answer_questions(engine: Engine, unit: Unit, path: Path, *, fine_tuned: bool
     """Let a model answer a unit's questions, and write the outcomes; what is there is left."""
     if path.exists():
         return
-    asked = unit.questions
-    outcomes = answer_items(
-        engine,
-        asked.items,
-        fine_tuned=fine_tuned,
-        metric=asked.metric,
-        max_new_tokens=asked.max_new_tokens,
-        stop=asked.stop,
-    )
+    outcomes = unit.questions.ask(engine, unit.questions.items, fine_tuned=fine_tuned)
     write_atomically(path, jsonl([asdict(outcome) for outcome in outcomes]))

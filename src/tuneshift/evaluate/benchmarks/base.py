@@ -1,0 +1,148 @@
+"""What a benchmark is, how its questions are read, and which of them are held out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from tuneshift.datafiles import Item, read_objects
+from tuneshift.errors import DataError
+from tuneshift.models import file_sha256
+
+Grade = Callable[[str, Item], dict[str, bool]]
+"""Takes (response, item) and tells by metric whether the response is right."""
+
+
+class Question(BaseModel):
+    """The fields of a benchmark's question, checked; others that a file has are left out."""
+
+    model_config = ConfigDict(extra="ignore", strict=True, frozen=True)
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A benchmark, asked as lm-evaluation-harness 0.4.13 asks it without examples.
+
+    `hub` is its dataset there, and its configuration (`None`: the subtask's name). `ask` turns a question and the
+    subtask into (prompt, reference, fields that the harness's task reads). Of `metrics` the first is the default;
+    `grade` is `None` where the harness alone grades. `harness_task` names an item's task there. `options` counts the
+    answers that an item offers, `None` where it asks for a free answer.
+    """
+
+    hub: tuple[str, str | None]
+    subtasks: Collection[str]
+    question: type[Question]
+    ask: Callable[[Any, str | None], tuple[str, str, dict[str, Any]]]
+    metrics: tuple[str, ...]
+    grade: Grade | None
+    stop: tuple[str, ...]
+    max_new_tokens: int
+    harness_task: Callable[[Item], str]
+    options: Callable[[Item], int | None]
+
+
+def read_benchmark(name: str, benchmark: Benchmark, *, data: str | None, subtask: str | None) -> tuple[list[Item], str]:
+    """Return a benchmark's questions and the sha256 of what they were read from: a file, or with `None` the Hub.
+
+    A file's name may tell the subtask.
+
+    Raises:
+        DataError: the file, a question or the subtask is wrong, or the Hub cannot be reached.
+    """
+    stem = Path(data).stem if data else None
+    part = subtask or (stem if stem in benchmark.subtasks else None)
+    rows = read_objects(Path(data)) if data else _hub_rows(benchmark, part)
+    items = []
+    for number, (place, row) in enumerate(rows):
+        try:
+            question = benchmark.question.model_validate(row)
+            prompt, reference, doc = benchmark.ask(question, part)
+        except ValidationError as error:
+            problem = error.errors()[0]
+            where = ".".join(map(str, problem["loc"]))
+            raise DataError(f"{place}: {where}: {problem['msg']}. A question has {_fields(benchmark)}.") from error
+        except ValueError as error:
+            raise DataError(f"{place}: {error}") from error
+        if subtask is None or doc.get("subject", subtask) == subtask:
+            items.append(Item(f"{part or name}-{number:05d}", place, prompt, reference, doc))
+    if not items:
+        of = f" of subtask {subtask}" if subtask else ""
+        raise DataError(f"{data or benchmark.hub[0]}: no question{of} here. A question has {_fields(benchmark)}.")
+    digest = file_sha256(Path(data)) if data else _digest([asdict(item) for item in items])
+    _check_references(benchmark, items)
+    return items, digest
+
+
+def split_held_out(items: Sequence[Item], *, fraction: float, seed: int) -> tuple[list[Item], list[Item]]:
+    """Return (held out for the evaluation, left for seeds and training), each in the items' order.
+
+    The `fraction` of the different prompts whose sha256 with the seed is smallest is held out, so the split depends
+    neither on the order of the items nor on other prompts' text, and equal prompts stay together.
+
+    Raises:
+        DataError: one of the parts would be empty.
+    """
+    ranked = sorted({item.prompt for item in items}, key=lambda prompt: _digest([seed, prompt]))
+    held_out = set(ranked[: round(fraction * len(ranked))])
+    parts = [item for item in items if item.prompt in held_out], [item for item in items if item.prompt not in held_out]
+    if not all(parts):
+        raise DataError(
+            f"evaluation.held_out: a fraction of {fraction:g} leaves a part of {len(ranked)} questions empty. "
+            "Give more questions or another fraction."
+        )
+    return parts
+
+
+def chance_level(benchmark: Benchmark, items: Sequence[Item]) -> tuple[float | None, str | None]:
+    """Return the expected share right of guessing among each item's options, or `None` and why there is none."""
+    options = [benchmark.options(item) for item in items]
+    counts = [count for count in options if count]
+    if len(counts) < len(options):
+        return None, "the answers are free, not chosen from options"
+    return fmean(1 / count for count in counts), None
+
+
+def _check_references(benchmark: Benchmark, items: Sequence[Item]) -> None:
+    """Refuse questions of which no reference is graded right, as when the subtask is another one's."""
+    if benchmark.grade is None:
+        return
+    metric = benchmark.metrics[0]
+    try:
+        right = [benchmark.grade(item.reference, item)[metric] for item in items]
+    except ValueError as error:
+        raise DataError(f"{items[0].place}: {error}") from error
+    if not any(right):
+        raise DataError(
+            f"{items[0].place}: {metric} grades no reference as right, here {items[0].reference!r}, so no answer could "
+            "be. Are evaluation.task and evaluation.subtask those of this file?"
+        )
+
+
+def _hub_rows(benchmark: Benchmark, part: str | None) -> list[tuple[str, dict[str, Any]]]:
+    from datasets import load_dataset
+
+    path, configuration = benchmark.hub
+    name = part or configuration
+    try:
+        rows = load_dataset(path, name, split="test")
+    except Exception as error:  # offline, no such configuration, a proxy's answer: the libraries raise anything
+        raise DataError(
+            f"{path} ({name}): cannot be read from the Hub ({type(error).__name__}: {error}). Give evaluation.data, a "
+            "file with its questions."
+        ) from error
+    return [(f"{path} ({name}), question {number}", dict(row)) for number, row in enumerate(rows)]
+
+
+def _fields(benchmark: Benchmark) -> str:
+    return ", ".join(f'"{name}"' for name in benchmark.question.model_fields)
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
