@@ -19,6 +19,7 @@ from pydantic import BaseModel
 from tuneshift.config import Config, LoadedConfig, load_config
 from tuneshift.configfile import MAX_BYTES, difference
 from tuneshift.errors import ConfigError
+from tuneshift.evaluate.benchmarks import BENCHMARKS
 from tuneshift.run.directory import RunDirectory
 from tuneshift.run.resume import open_ledger
 
@@ -316,6 +317,38 @@ def test_the_regex_metric_with_its_pattern_is_taken(tmp_path: Path) -> None:
 def test_an_unknown_metric_is_refused_with_the_known_ones(tmp_path: Path) -> None:
     message = refused(tmp_path, "evaluation.metric=accuracy")
     assert "'accuracy' is none of exact_match, normalized_match, numeric, regex" in message
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ("{}", "`task: jsonl` needs `data`"),
+        ("{data: a.jsonl, subtask: navigate}", "`subtask` and `harness` belong to a benchmark"),
+        ("{data: a.jsonl, harness: lm_eval}", "`subtask` and `harness` belong to a benchmark"),
+        ("{task: gsm8k, metric: exact_match}", "is none of gsm8k's: flexible_extract, strict_match; null is the first"),
+        ("{task: gsm8k, metric: regex, pattern: a}", "is none of gsm8k's"),
+        ("{task: gsm8k, subtask: algebra}", "subtask 'algebra' is none of gsm8k's: none"),
+        ("{task: bbh}", "`task: bbh` needs `subtask`, or `data` with a subtask's name"),
+        ("{task: bbh, subtask: navigation}", "subtask 'navigation' is none of bbh's: boolean_expressions, "),
+        ("{task: mmlu}", "`task: mmlu` compares log-likelihoods: set `harness: lm_eval`"),
+        ("{task: mmlu, harness: lm_eval, max_new_tokens: 3}", "generates nothing: leave `max_new_tokens` out"),
+        ("{task: bbh, subtask: navigate, harness: lm_eval, stop: [a]}", "`harness: lm_eval` has its own stop strings"),
+        ("{task: gsm8k, held_out: {fraction: 1}}", "evaluation.held_out.fraction: Input should be less than 1"),
+        ("{task: gsm8k, held_out: {fraction: 0}}", "evaluation.held_out.fraction: Input should be greater than 0"),
+        ("{task: gsm8k, held_out: {seed: -1}}", "evaluation.held_out.seed: "),
+        ("{task: arc}", "evaluation.task: Input should be 'jsonl', 'gsm8k', 'bbh' or 'mmlu'"),
+    ],
+)
+def test_questions_that_do_not_fit_together_are_refused(tmp_path: Path, settings: str, expected: str) -> None:
+    assert expected in refused(tmp_path, f"evaluation={settings}")
+
+
+@pytest.mark.parametrize("task", BENCHMARKS)
+def test_every_benchmark_is_a_task_and_has_its_first_metric(tmp_path: Path, task: str) -> None:
+    settings = f"{{task: {task}, data: a.json, harness: lm_eval}}"
+    evaluation = load(tmp_path, f"evaluation={settings}").config.evaluation
+    assert evaluation is not None
+    assert evaluation.metric_name == BENCHMARKS[task].metrics[0]
 
 
 @pytest.mark.parametrize(

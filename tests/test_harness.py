@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Tiny, write_jsonl, write_project
+from completions_server import CompletionsServer
+from conftest import CORPUS, Tiny, write_jsonl, write_project
 from test_benchmarks import BBH_ROWS, GSM8K_ROWS, MMLU_ROWS, bbh_items, gsm8k_items, harness_tasks, mmlu_items
+from test_openai_engine import LOAD, open_server, weights
 from test_transfer import run_cli
 
 from tuneshift.datafiles import Item
 from tuneshift.demo import prepare_models
 from tuneshift.engines.hf import HfEngine
+from tuneshift.engines.opening import EngineOptions, open_proved
 from tuneshift.evaluate.benchmarks import BENCHMARKS
 from tuneshift.evaluate.benchmarks.harness import ask_through_harness
 from tuneshift.evaluate.tasks import Outcome, answer_items
@@ -137,7 +141,45 @@ def test_a_question_that_does_not_fit_is_refused_before_the_synthesis(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("name", ["gsm8k", "mmlu"])
+def test_the_harness_asks_models_behind_a_server(name: str, tiny: Tiny, tmp_path: Path) -> None:
+    items = {"gsm8k": gsm8k_items, "mmlu": mmlu_items}[name](tmp_path)
+    benchmark = BENCHMARKS[name]
+    settings: dict[str, Any] = {"benchmark": benchmark, "metric": benchmark.metrics[0], "max_new_tokens": 4}
+    here, _ = open_proved(weights(tiny), EngineOptions(load=LOAD), CORPUS[:3])
+    with CompletionsServer(str(tiny.llama), str(tiny.adapter)) as server:
+        there = open_server(server, tiny)
+        for side in (True, False):
+            assert ask_through_harness(there, items, fine_tuned=side, **settings) == ask_through_harness(
+                here, items, fine_tuned=side, **settings
+            )
+        there.close()
+
+
+@pytest.mark.parametrize(
+    ("package", "task", "settings"),
+    [
+        ("lm_eval", "gsm8k", {"harness": "lm_eval"}),
+        ("word2number", "bbh", {"subtask": "object_counting"}),
+    ],
+)
+def test_a_package_that_is_missing_is_named_with_the_remedy(
+    package: str, task: str, settings: dict[str, Any], tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = {"gsm8k": GSM8K_ROWS, "bbh": [BBH_ROWS["object_counting"]]}[task]
+    data = str(write_jsonl(tmp_path / "q.jsonl", rows))
+    config = write_project(tmp_path, tiny, evaluation={"task": task, "data": data, **settings})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, package, None)  # as Python sees a package that is not there
+        assert run_cli("transfer", str(config), "--run-dir", str(tmp_path / "run")) == 2
+    message = capsys.readouterr().err
+    assert package in message
+    assert "pip install 'tuneshift[eval]'" in message.replace("\n", " ")
+
+
 # --- against the harness's own model ---
+
+WRITTEN = 24  # tokens that both models write
 
 
 def by_the_harnesss_own_model(engine: HfEngine, items: list[Item], name: str) -> dict[str, list[dict[str, Any]]]:
@@ -149,7 +191,7 @@ def by_the_harnesss_own_model(engine: HfEngine, items: list[Item], name: str) ->
     loaded = {"tasks": harness_tasks(items, name)}
     for task in loaded["tasks"].values():
         if name != "mmlu":
-            task.set_config(key="generation_kwargs", value={"max_gen_toks": 48}, update=True)
+            task.set_config(key="generation_kwargs", value={"max_gen_toks": WRITTEN}, update=True)
     return dict(evaluate(model, loaded, log_samples=True, bootstrap_iters=0)["samples"])
 
 
@@ -168,13 +210,13 @@ def test_a_real_model_gets_the_harnesss_own_scores(name: str, tmp_path: Path, mo
     model = str(prepare_models() / "SmolLM2-135M-Instruct")
     engine = HfEngine.open(model, load=LoadOptions(dtype="float32"))
     benchmark, metric = BENCHMARKS[name], BENCHMARKS[name].metrics[0]
-    limit = benchmark.max_new_tokens if name == "mmlu" else 48
+    limit = benchmark.max_new_tokens if name == "mmlu" else WRITTEN
     ours = ask_through_harness(
         engine, items, fine_tuned=False, benchmark=benchmark, metric=metric, max_new_tokens=limit
     )
     if benchmark.grade is not None:
         settings: dict[str, Any] = {"grade": benchmark.grade, "metric": metric, "stop": benchmark.stop}
-        native = answer_items(engine, items, fine_tuned=False, max_new_tokens=48, **settings)
+        native = answer_items(engine, items, fine_tuned=False, max_new_tokens=WRITTEN, **settings)
         assert [asdict(outcome) for outcome in native] == [asdict(outcome) for outcome in ours]
     samples = by_the_harnesss_own_model(engine, items, name)
     compared = 0

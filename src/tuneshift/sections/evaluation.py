@@ -96,7 +96,7 @@ class EvaluationSection(Section):
         benchmark = BENCHMARKS[self.task]
         if self.metric_name not in benchmark.metrics:
             raise ValueError(
-                f"metric {self.metric!r} is none of {self.task}'s: {', '.join(benchmark.metrics)} (null: the first)"
+                f"metric {self.metric!r} is none of {self.task}'s: {', '.join(benchmark.metrics)}; null is the first"
             )
         if self.subtask is not None and self.subtask not in benchmark.subtasks:
             known = ", ".join(benchmark.subtasks) or "none"

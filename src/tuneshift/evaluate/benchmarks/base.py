@@ -51,7 +51,7 @@ class Benchmark:
 def read_benchmark(name: str, benchmark: Benchmark, *, data: str | None, subtask: str | None) -> tuple[list[Item], str]:
     """Return a benchmark's questions and the sha256 of what they were read from: a file, or with `None` the Hub.
 
-    A file's name may tell the subtask.
+    A file's name may tell the subtask. Of a file with several subjects, `subtask` picks one.
 
     Raises:
         DataError: the file, a question or the subtask is wrong, or the Hub cannot be reached.
@@ -83,8 +83,8 @@ def read_benchmark(name: str, benchmark: Benchmark, *, data: str | None, subtask
 def split_held_out(items: Sequence[Item], *, fraction: float, seed: int) -> tuple[list[Item], list[Item]]:
     """Return (held out for the evaluation, left for seeds and training), each in the items' order.
 
-    The `fraction` of the different prompts whose sha256 with the seed is smallest is held out, so the split depends
-    neither on the order of the items nor on other prompts' text, and equal prompts stay together.
+    The `fraction` of the different prompts whose sha256 with the seed is smallest is held out, so the split does not
+    depend on the order of the items, and equal prompts stay together.
 
     Raises:
         DataError: one of the parts would be empty.

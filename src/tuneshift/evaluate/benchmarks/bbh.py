@@ -60,16 +60,15 @@ def number(response: str, _: str) -> str:
     Words that are no number, where the harness ends with an error, are no answer here.
 
     Raises:
-        ConfigError: the package that reads number words is missing.
+        ConfigError: a package that reads number words is missing.
     """
-    import regex
-
     try:
+        import regex
         from word2number import w2n
     except ImportError as error:
         raise ConfigError(
-            "evaluation.subtask: word2number is not installed, which reads numbers in words as the harness does. "
-            "Install it with pip install 'tuneshift[eval]'."
+            f"evaluation.subtask: {error.name} is not installed, and numbers in words are read by it, as in the "
+            "harness. Install it with pip install 'tuneshift[eval]'."
         ) from error
     if found := re.findall("([-0-9]+)", response):
         return str(found[0])
