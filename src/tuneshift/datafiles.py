@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -117,7 +119,7 @@ def read_items(path: Path) -> list[Item]:
 
 
 def read_objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield (place, object) for each line of a JSONL file that is not blank.
+    """Yield (place, object) for each line of a JSONL file that is not blank; the file may be compressed (.gz).
 
     A file that ends in .json holds one list of objects, which may be the value of "examples".
 
@@ -143,9 +145,11 @@ def read_objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _read(path: Path) -> bytes:
     try:
-        return path.read_bytes().removeprefix(b"\xef\xbb\xbf")
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}). Give the path of a JSONL file.") from error
+        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except (OSError, EOFError, zlib.error) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"{path}: cannot be read ({reason}). Give the path of a JSONL file.") from error
+    return data.removeprefix(b"\xef\xbb\xbf")
 
 
 def _lines(path: Path, data: bytes) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -7,6 +7,7 @@
     · ModelError            a model, adapter or tokenizer
     · GeneratorError        the prompt generator's API: it refuses, keeps failing, or the budget is reached
     · TrainingError         the processes of a training failed
+    · SandboxError          code that a model wrote cannot be run safely on this machine
     · RunDirectoryError     a run directory: missing, in use, damaged
     · NothingKeptError      the criterion kept no candidate; carries the diagnosis
   * ResumeRefused           exit 4: the run directory belongs to another configuration
@@ -44,6 +45,10 @@ class GeneratorError(UserError):
 
 class TrainingError(UserError):
     """The processes of a training failed, for example for want of memory; its checkpoints are kept."""
+
+
+class SandboxError(UserError):
+    """Code that a model wrote cannot be run safely on this machine."""
 
 
 class RunDirectoryError(UserError):
