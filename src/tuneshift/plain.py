@@ -3,8 +3,9 @@
 Only the standard library is imported: this file is used on both sides of the wall.
 
 A plain value is what JSON can hold. `None`, booleans, strings, floats, small integers and lists stand for themselves;
-everything else is an object with one key, its kind: {"tuple": [...]}, {"set": [...]}, {"dict": [[key, value], ...]},
-{"int": hexadecimal}, {"complex": [real, imaginary]}, {"fraction": [numerator, denominator]}, {"bytes": hexadecimal}.
+everything else is an object with one key, its kind: {"tuple": [...]}, {"set": [...]}, {"frozenset": [...]}, {"dict":
+[[key, value], ...]}, {"int": hexadecimal}, {"complex": [real, imaginary]}, {"fraction": [numerator, denominator]},
+{"bytes": hexadecimal}.
 An object of a subclass is encoded as its builtin class, so what `__eq__` and its like were made to say is not asked.
 Any other object is {"other": its class's name}, which equals nothing.
 """
@@ -41,7 +42,7 @@ def encode(value: Any) -> Any:
     if isinstance(value, tuple):
         return {"tuple": [encode(item) for item in tuple.__iter__(value)]}
     if isinstance(value, set | frozenset):
-        return {"set": [encode(item) for item in value]}
+        return {"set" if isinstance(value, set) else "frozenset": [encode(item) for item in value]}
     if isinstance(value, dict):
         return {"dict": [[encode(key), encode(item)] for key, item in dict.items(value)]}
     if isinstance(value, complex):
@@ -61,7 +62,7 @@ def decode(plain: Any) -> Any:
     Raises:
         ValueError: this is no plain data, or of a class that is not carried.
     """
-    return _made(plain, {**_NUMBERS, **_CONTAINERS})
+    return _made(plain, {**_NUMBERS, **_CONTAINERS, "bytes": bytes.fromhex})
 
 
 def decode_numbers(plain: Any) -> Any:
@@ -93,7 +94,7 @@ def canonical(plain: Any) -> str:
     kind, content = _parts(plain)
     if kind == "tuple":
         return f"({','.join(map(canonical, content))})"
-    if kind == "set":
+    if kind in ("set", "frozenset"):
         return "{" + ",".join(sorted({canonical(item) for item in content})) + "}"
     if kind == "dict":
         pairs = {canonical(key): canonical(item) for key, item in content}
@@ -148,4 +149,4 @@ _NUMBERS: dict[str, Callable[[Any], Any]] = {
     "complex": lambda parts: complex(*parts),
     "fraction": lambda parts: Fraction(int(parts[0], 16), int(parts[1], 16)),
 }
-_CONTAINERS: dict[str, Callable[[Any], Any]] = {"tuple": tuple, "set": set, "dict": dict}
+_CONTAINERS: dict[str, Callable[[Any], Any]] = {"tuple": tuple, "set": set, "frozenset": frozenset, "dict": dict}

@@ -40,7 +40,7 @@ def failure(result: Result, checks: Sequence[Check]) -> str | None:
         try:
             if not check.right(reply.value):
                 return "wrong value"
-        except (ValueError, TypeError, ArithmeticError, RecursionError):
+        except (ValueError, TypeError, LookupError, ArithmeticError, RecursionError):
             return "unreadable value"
     return result.error
 

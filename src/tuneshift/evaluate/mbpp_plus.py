@@ -1,0 +1,238 @@
+"""MBPP and MBPP+ as EvalPlus 0.3.1 grades them (Liu et al. 2023, arXiv 2305.01210), without trusting the program.
+
+The questions are those of the user's `MbppPlus.jsonl`. EvalPlus judges in the process that runs the program, which can
+forge that. Here the reference solution is run in one sandbox and the model's program in another, on the same inputs,
+and the values that came back are compared outside, by EvalPlus' rules: equality, a tolerance for floats, exceptions for
+single tasks. What happens to the inputs, and to a response before it is run, is EvalPlus' own code.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from tuneshift.datafiles import Item, read_objects
+from tuneshift.errors import ConfigError, DataError
+from tuneshift.evaluate.programs import Check, failure
+from tuneshift.plain import canonical, decode_numbers
+from tuneshift.sandbox import Call, Limits, Result, Sandbox
+
+SETS = ("base", "plus")
+REFERENCE = Limits(seconds=60.0, processor_seconds=60)  # a guess; EvalPlus gives its reference solutions no limit
+LONGEST = 60.0  # seconds; EvalPlus' limit for all inputs of a set, eval/__init__.py
+MAX_LINES = 120
+"""Lines of a response that are looked at: finding the code in it takes time with their square. A guess."""
+
+
+class MbppPlusQuestion(BaseModel):
+    """A line of `MbppPlus.jsonl`; further fields are left out."""
+
+    model_config = ConfigDict(extra="ignore", strict=True, frozen=True)
+
+    task_id: str = Field(pattern=r"^Mbpp/\d+$")
+    prompt: str = Field(min_length=1)
+    entry_point: str = Field(pattern=r"^[A-Za-z_]\w*$")
+    canonical_solution: str
+    base_input: list[list[Any]] = Field(min_length=1)
+    plus_input: list[list[Any]]
+    atol: float = Field(ge=0)
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What a set's inputs should give, and how long a program may take for them."""
+
+    checks: tuple[Check, ...]
+    limits: Limits
+
+
+def read_mbpp_plus(path: Path, *, ids: tuple[int, int]) -> list[Item]:
+    """Return the questions with task ids from `ids[0]` to `ids[1]`; the file may be compressed (.gz).
+
+    MBPP's own test split, 11 to 510, leaves 224 of the 378 tasks of MBPP+ 0.2.0; 108 others are MBPP's training data.
+
+    Raises:
+        DataError: the file or a line is wrong, or no question is left.
+    """
+    items = []
+    for place, row in read_objects(path):
+        try:
+            question = MbppPlusQuestion.model_validate(row)
+        except ValidationError as error:
+            problem = error.errors()[0]
+            where = ".".join(map(str, problem["loc"]))
+            fields = ", ".join(f'"{name}"' for name in MbppPlusQuestion.model_fields)
+            raise DataError(f"{place}: {where}: {problem['msg']}. A task has {fields}.") from error
+        number = int(question.task_id.removeprefix("Mbpp/"))
+        if ids[0] <= number <= ids[1]:
+            prompt = question.prompt.strip() + "\n"
+            reference = question.prompt + question.canonical_solution
+            items.append(Item(f"mbpp-{number:05d}", place, prompt, reference, question.model_dump()))
+    if not items:
+        raise DataError(f"{path}: no task with an id from Mbpp/{ids[0]} to Mbpp/{ids[1]}.")
+    return items
+
+
+def find_truths(items: Sequence[Item], sandbox: Sandbox) -> tuple[dict[str, dict[str, Truth]], dict[str, int]]:
+    """Run the reference solutions; return by item and set what is true, and how many items have no truth, by reason."""
+    truths: dict[str, dict[str, Truth]] = {}
+    left_out = Counter[str]()
+    for item in items:
+        found = {name: _truth(item, name, sandbox) for name in SETS}
+        wrong = [reason for reason in found.values() if isinstance(reason, str)]
+        if wrong:
+            left_out[f"the reference solution failed: {wrong[0]}"] += 1
+        else:
+            truths[item.id] = {name: truth for name, truth in found.items() if isinstance(truth, Truth)}
+    return truths, dict(left_out)
+
+
+def grade_mbpp_plus(program: str, truths: dict[str, Truth], sandbox: Sandbox) -> dict[str, str | None]:
+    """Return why a program is wrong on a task, or `None` where it is right, by set; each is judged by itself."""
+    return {
+        name: failure(sandbox.run(program, [check.call for check in truth.checks], truth.limits), truth.checks)
+        for name, truth in truths.items()
+    }
+
+
+def sanitized(response: str, item: Item) -> str:
+    """Return the program in a response: what EvalPlus takes for code that the tested function needs."""
+    solution = "\n".join((item.prompt + response).split("\n")[:MAX_LINES])
+    try:
+        return str(_evalplus("sanitize").sanitize(solution, entrypoint=item.doc["entry_point"]))
+    except (ValueError, RecursionError):  # half a character, or nested too deeply to be parsed: it cannot run either
+        return solution
+
+
+def _truth(item: Item, name: str, sandbox: Sandbox) -> Truth | str:
+    """Return what the reference solution gives for a set's inputs, or why it gives nothing."""
+    task = item.doc
+    inputs = _evalplus("data.mbpp").mbpp_deserialize_inputs(task["task_id"], task[f"{name}_input"])
+    calls = [Call(task["entry_point"], list(arguments)) for arguments in inputs]
+    result = sandbox.run(item.reference, calls, REFERENCE)
+    if (wrong := _objection(result)) is not None:
+        return wrong
+    config = _evalplus("config")
+    least, factor = config.DEFAULT_MIN_TIME_LIMIT, config.DEFAULT_GT_TIME_LIMIT_FACTOR
+    seconds = [max(least, factor * reply.seconds) for reply in result.replies]
+    total = min(LONGEST, sum(seconds)) + 1
+    try:
+        checks = tuple(_checks(task, inputs, [reply.value for reply in result.replies], seconds))
+    except ValueError as error:
+        return str(error)
+    return Truth(checks, Limits(seconds=total, processor_seconds=round(total) + 1))
+
+
+def _objection(result: Result) -> str | None:
+    errors = [reply.error for reply in result.replies if reply.error is not None]
+    return result.error or (errors[0] if errors else None)
+
+
+def _checks(
+    task: dict[str, Any], inputs: Sequence[Sequence[Any]], values: Sequence[Any], seconds: Sequence[float]
+) -> Iterator[Check]:
+    """Yield a set's checks.
+
+    Raises:
+        ValueError: an expected value equals nothing, or is none that can be compared.
+    """
+    name, atol = task["entry_point"], task["atol"]
+    for arguments, expected, limit in zip(inputs, values, seconds, strict=True):
+        if atol == 0 and _is_floats(expected):
+            atol = 1e-6  # and from here on for the inputs that follow, as in EvalPlus
+        right = _either(_exact(name, arguments, expected, atol), expected, atol)
+        yield Check(Call(name, list(arguments), seconds=limit), right)
+
+
+def _either(exact: Callable[[Any], bool], expected: Any, atol: float) -> Callable[[Any], bool]:
+    return lambda plain: exact(plain) or (atol != 0 and _all_close(plain, expected, atol))
+
+
+def _exact(name: str, arguments: Sequence[Any], expected: Any, atol: float) -> Callable[[Any], bool]:
+    """Return EvalPlus' test of a returned value without its tolerance of floats (evalplus/eval/__init__.py)."""
+    oracle = _evalplus("eval._special_oracle")
+    if name in oracle.MBPP_OUTPUT_NOT_NONE_TASKS:
+        return lambda plain: (plain if isinstance(plain, bool) else plain is not None) == (expected is not None)
+    if name in oracle.MBPP_OUTPUT_SET_EQ_TASKS:
+        members = _members(expected)
+        return lambda plain: _members(plain) == members
+    if name == "are_equivalent":
+        return lambda plain: True
+    wanted = {canonical(expected)}
+    if canonical(expected) not in wanted:
+        raise ValueError("it returns NaN or an object that does not cross the wall, which equals nothing")
+    if name == "surface_Area":
+        area = oracle._surface_Area(*arguments)
+        return lambda plain: canonical(plain) in wanted or bool(abs(decode_numbers(plain) - area) <= atol)
+    if name == "sum_div":
+        wanted.add(canonical(0))
+    if name == "digit_distance_nums":
+        wanted.add(canonical(oracle._digit_distance_nums(*arguments)))
+    return lambda plain: canonical(plain) in wanted
+
+
+def _all_close(plain: Any, expected: Any, atol: float) -> bool:
+    """Compare with numpy, values of the same type and length only; raises what numpy raises."""
+    import numpy as np
+
+    if _kind(plain) != _kind(expected):
+        return False
+    given, wanted = decode_numbers(plain), decode_numbers(expected)
+    if isinstance(wanted, list | tuple) and len(given) != len(wanted):
+        return False
+    with np.errstate(all="ignore"):
+        return bool(np.allclose(given, wanted, rtol=1e-07, atol=atol))
+
+
+def _kind(plain: Any) -> str:
+    return next(iter(plain)) if isinstance(plain, dict) else type(plain).__name__
+
+
+def _is_floats(plain: Any) -> bool:
+    """Tell a float, and a list or tuple of nothing but floats."""
+    content = plain.get("tuple") if isinstance(plain, dict) else plain
+    if isinstance(content, list) and content:
+        return all(isinstance(item, float) for item in content)
+    return isinstance(plain, float)
+
+
+def _members(plain: Any) -> set[str]:
+    """Return the members of a sequence, set or dictionary, each in its canonical form.
+
+    Raises:
+        ValueError: the value has no members.
+    """
+    if isinstance(plain, dict):
+        ((kind, content),) = plain.items()
+        if kind == "dict":
+            content = [key for key, _ in content]
+        elif kind not in ("tuple", "set", "frozenset"):
+            raise ValueError(f"a value of the kind {kind!r} has no members")
+    elif isinstance(plain, list | str):
+        content = plain
+    else:
+        raise ValueError("a number or None has no members")
+    return {canonical(member) for member in content}
+
+
+def _evalplus(module: str) -> ModuleType:
+    """Import a module of EvalPlus.
+
+    Raises:
+        ConfigError: EvalPlus is not installed.
+    """
+    import importlib
+
+    try:
+        return importlib.import_module(f"evalplus.{module}")
+    except ImportError as error:
+        raise ConfigError(
+            f"evaluation.task: mbpp_plus needs EvalPlus 0.3.1, which cannot be imported ({error}). Install it with "
+            "pip install 'tuneshift[eval]' and pip install --no-deps evalplus==0.3.1."
+        ) from error

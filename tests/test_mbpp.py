@@ -1,0 +1,402 @@
+"""MBPP and MBPP+: honest programs get what the file's asserts and EvalPlus itself give them."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tuneshift.errors import DataError
+from tuneshift.evaluate.mbpp import grade_mbpp, prompt_of, read_mbpp
+from tuneshift.evaluate.mbpp_plus import find_truths, grade_mbpp_plus, read_mbpp_plus, sanitized
+from tuneshift.evaluate.programs import Check, equals, failure, program_of
+from tuneshift.plain import canonical, decode, encode
+from tuneshift.sandbox import Call, Reply, Result, Sandbox
+
+needs_sandbox = pytest.mark.skipif(
+    shutil.which("bwrap") is None, reason="bubblewrap is not installed (`make test` installs it)"
+)
+MBPP = Path(__file__).parents[2] / "shared/data/mbpp/mbpp.jsonl"
+
+scalars = (
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.binary() | st.fractions()
+)
+hashable = st.recursive(scalars, lambda inner: st.tuples(inner, inner) | st.frozensets(inner, max_size=3), max_leaves=6)
+values = st.recursive(
+    hashable | st.complex_numbers(allow_nan=False),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.tuples(inner)
+        | st.sets(hashable, max_size=4)
+        | st.dictionaries(hashable, inner, max_size=3)
+    ),
+    max_leaves=10,
+)
+
+
+@given(values)
+def test_a_value_survives_the_wall(value: object) -> None:
+    plain = json.loads(json.dumps(encode(value)))
+    assert decode(plain) == value
+    assert canonical(plain) == canonical(encode(value))
+
+
+@given(values, values)
+def test_two_values_are_equal_where_python_says_so(first: object, second: object) -> None:
+    assert (canonical(encode(first)) == canonical(encode(second))) == (first == second)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (1, True),
+        (1, 1.0),
+        (0.0, -0.0),
+        (2**60, float(2**60)),
+        (1, 1 + 0j),
+        (Fraction(1, 2), 0.5),
+        ({1, 2}, frozenset({2, 1})),
+        ({"a": [1], "b": 2}, {"b": 2.0, "a": [True]}),
+        (b"ab", bytearray(b"ab")),
+        (math.inf, math.inf),
+    ],
+)
+def test_values_of_different_types_are_equal_as_in_python(first: object, second: object) -> None:
+    assert first == second
+    assert equals(first)(encode(second))
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ([1], (1,)),
+        ("1", 1),
+        (b"a", "a"),
+        ({1}, [1]),
+        ({}, set()),
+        (math.nan, math.nan),
+        (None, 0),
+        (0.1, Fraction(1, 10)),
+    ],
+)
+def test_values_that_differ_are_told_apart(first: object, second: object) -> None:
+    assert not equals(first)(encode(second))
+
+
+@pytest.mark.parametrize("plain", [{}, {"set": [1], "tuple": []}, {"int": "x"}, {"complex": [1]}, [{}], {"dict": [1]}])
+def test_what_is_no_plain_data_is_refused(plain: Any) -> None:
+    with pytest.raises((ValueError, IndexError, TypeError)):
+        canonical(plain)
+    check = Check(Call("f"), equals(1))
+    assert failure(Result(None, 1, (Reply(plain, None, 0.0),)), [check]) == "unreadable value"
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> Path:
+    text = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    path.write_bytes(gzip.compress(text) if path.suffix == ".gz" else text)
+    return path
+
+
+QUESTION = {
+    "task_id": 11,
+    "text": "Write a function to double a number.",
+    "code": "def double(x):\r\n  return 2 * x",
+    "test_list": ["assert double(2) == 4", "assert double(-1) == -2", "assert double(0.5)==1.0"],
+    "test_setup_code": "",
+    "challenge_test_list": [],
+}
+
+
+def test_questions_are_asked_as_evalplus_asks_them(tmp_path: Path) -> None:
+    rows = [QUESTION, {**QUESTION, "task_id": 10}, {**QUESTION, "task_id": 511}]
+    (item,), left_out = read_mbpp(write(tmp_path / "mbpp.jsonl", rows))
+    assert item.prompt == '"""\nWrite a function to double a number.\nassert double(2) == 4\n"""\n'
+    assert prompt_of(" a ", " b ") == '"""\na\nb\n"""\n'
+    assert (item.id, left_out) == ("mbpp-00011", {})
+    assert len(read_mbpp(write(tmp_path / "mbpp.jsonl", rows), ids=(10, 600))[0]) == 3
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        "assert math.isclose(f(1), 1.5)",
+        "assert not f(1)",
+        "assert f(1) == g(2)",
+        "assert f(1) == 1 == f(2)",
+        "f(1)",
+        "assert (",
+    ],
+)
+def test_a_question_whose_assert_cannot_be_judged_outside_is_left_out_and_counted(tmp_path: Path, form: str) -> None:
+    rows = [QUESTION, {**QUESTION, "task_id": 12, "test_list": ["assert f(1) == 1", form]}]
+    items, left_out = read_mbpp(write(tmp_path / "mbpp.jsonl", rows))
+    assert [item.id for item in items] == ["mbpp-00011"]
+    assert left_out == {"an assert is not of the form call == value": 1}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"task_id": "11"}, "task_id"),
+        ({"test_list": []}, "test_list"),
+        ({"text": None}, "text"),
+        ({"task_id": 2000}, "no question with a task_id from 11 to 510"),
+    ],
+)
+def test_a_wrong_question_is_refused_by_its_line(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        read_mbpp(write(tmp_path / "mbpp.jsonl", [{**QUESTION, **change}]))
+
+
+@needs_sandbox
+@pytest.mark.parametrize(
+    ("response", "failure"),
+    [
+        ("def double(x):\n    return x + x", None),
+        ("Here it is:\n```python\ndef double(x):\n    return x * 2\n```\nDone.", None),
+        ("def double(x):\n    return x ** 2", "wrong value"),
+        ("def double(x):\n    return int(2 * x)", None),
+        ("def double(x):\n    return str(2 * x)", "wrong value"),
+        ("def triple(x):\n    return 3 * x", "NameError"),
+        ("I cannot", "SyntaxError"),
+        ("", "NameError"),
+        ("def double(x):\n    return 1 / 0", "ZeroDivisionError"),
+        ("assert False\ndef double(x):\n    return 2 * x", "AssertionError"),
+    ],
+)
+def test_responses_are_graded_by_the_asserts(tmp_path: Path, response: str, failure: str | None) -> None:
+    (item,), _ = read_mbpp(write(tmp_path / "mbpp.jsonl", [QUESTION]))
+    assert grade_mbpp(response, item, Sandbox()) == failure
+
+
+@needs_sandbox
+def test_setup_code_runs_behind_the_program(tmp_path: Path) -> None:
+    row = {**QUESTION, "test_setup_code": "root = Node(3)", "test_list": ["assert value(root) == 3"]}
+    (item,), _ = read_mbpp(write(tmp_path / "mbpp.jsonl", [row]))
+    program = "class Node:\n    def __init__(self, v): self.v = v\ndef value(node): return node.v"
+    assert grade_mbpp(program, item, Sandbox()) is None
+    assert grade_mbpp("def value(node): return 3", item, Sandbox()) == "NameError"
+
+
+@needs_sandbox
+@pytest.mark.skipif(not MBPP.exists(), reason="MBPP's data are not on this machine")
+def test_reference_solutions_are_right() -> None:
+    items, left_out = read_mbpp(MBPP)
+    assert (len(items), left_out) == (500, {})
+    assert {item.id: grade_mbpp(item.reference, item, Sandbox()) for item in items[::25]} == {
+        item.id: None for item in items[::25]
+    }
+
+
+def test_the_first_block_of_code_is_the_program() -> None:
+    assert program_of("x\n```py\na = 1\n```\n```\nb\n```") == "a = 1\n"
+    assert program_of("```\na = 1") == "a = 1"
+    assert program_of("a = 1") == "a = 1"
+
+
+# MBPP+ -------------------------------------------------------------------------------------------------------------
+
+
+def task(number: int, name: str, solution: str, base: list[Any], plus: list[Any], atol: float = 0) -> dict[str, Any]:
+    return {
+        "task_id": f"Mbpp/{number}",
+        "prompt": f'"""\nWrite {name}.\n"""\n',
+        "entry_point": name,
+        "canonical_solution": solution,
+        "base_input": base,
+        "plus_input": plus,
+        "contract": "",
+        "atol": atol,
+    }
+
+
+TASKS = [
+    task(11, "double", "def double(x):\n    return 2 * x", [[1], [2]], [[0], [-3], [10**30]]),
+    task(12, "half", "def half(x):\n    return x / 2", [[1], [3]], [[0], [7], [1e300]]),
+    task(14, "roughly", "def roughly(x):\n    return [x * 3.0, 1.0]", [[1]], [[2]], atol=0.01),
+    # The inputs of task 116 are turned into tuples.
+    task(116, "kind", "def kind(x):\n    return type(x).__name__, x", [[[1, 2]]], [[[]], [[3]]]),
+    # Special rules: sets, "not None", zero.
+    task(
+        249,
+        "intersection_array",
+        "def intersection_array(a, b):\n    return [x for x in a if x in b]",
+        [[[1, 2, 3], [3, 2]]],
+        [[[], []]],
+    ),
+    task(
+        434,
+        "text_match_three",
+        "import re\ndef text_match_three(s):\n    return re.search('b{3}', s)",
+        [["abbb"], ["a"]],
+        [["bbb"]],
+    ),
+    task(295, "sum_div", "def sum_div(n):\n    return sum(i for i in range(1, n) if n % i == 0)", [[8]], [[12]]),
+    task(
+        558,
+        "digit_distance_nums",
+        "def digit_distance_nums(a, b):\n    return sum(map(int, str(abs(a - b))))",
+        [[1, 2]],
+        [[23, 56], [19, 21]],
+    ),
+]
+SOLUTIONS = {
+    11: [
+        "def double(x): return x + x",
+        "def double(x): return x * x",
+        "def double(x): return 2 * min(x, 100)",  # base passes, plus fails
+        "def double(x): return 2 * max(x, 1) if x > 2 else float(2 * x)",
+        "def double(x): raise ValueError",
+        "def double(x): import time; time.sleep(30)",
+        "def double(x): return True if x == 1 else 4",
+        "def double(x): print(2 * x)",
+        "def double(x:",
+        "def other(x): return 2 * x",
+        "import sys\ndef double(x): sys.exit(0)",
+        "from collections import Counter\ndef double(x): return sum(Counter('ab').values()) * x",
+    ],
+    12: [
+        "def half(x): return x * 0.5",
+        "def half(x): return x / 2 + 1e-8",
+        "def half(x): return x / 2 + 1e-3",
+        "def half(x): return x // 2 if x % 2 == 0 else x / 2",  # 0 for 0.0
+        "from fractions import Fraction\ndef half(x): return Fraction(x) / 2",
+        "def half(x): return float('nan')",
+        "def half(x): return [x / 2]",
+    ],
+    14: [
+        "def roughly(x): return [x * 3.001, 1.005]",
+        "def roughly(x): return [x * 3.1, 1.0]",
+        "def roughly(x): return (x * 3.0, 1.0)",
+        "def roughly(x): return [x * 3, 1]",
+        "def roughly(x): return [x * 3.001, 1.0, 1.0]",
+        "def roughly(x): return [[x * 3.001], [1.0]]",
+        "def roughly(x): return {x * 3.0, 1.0}",
+    ],
+    116: [
+        "def kind(x): return 'tuple', x",
+        "def kind(x): return ['tuple', x]",
+        "def kind(x): return 'tuple', list(x)",
+        "def kind(x): return type(x).__name__, x[:1]",
+    ],
+    249: [
+        "def intersection_array(a, b): return set(a) & set(b)",
+        "def intersection_array(a, b): return tuple(sorted(set(a) & set(b)))",
+        "def intersection_array(a, b): return dict.fromkeys(x for x in b if x in a)",
+        "def intersection_array(a, b): return a",
+        "def intersection_array(a, b): return 5",
+        "def intersection_array(a, b): return [[x] for x in a]",
+        "def intersection_array(a, b): return [float(x) for x in b]",
+    ],
+    434: [
+        "import re\ndef text_match_three(s): return re.search('bbb', s)",
+        "def text_match_three(s): return 'bbb' in s",
+        "def text_match_three(s): return 'found' if 'bbb' in s else None",
+        "def text_match_three(s): return 'found'",
+        "def text_match_three(s): return 'bbb' not in s",
+        "def text_match_three(s): return iter(s) if 'bbb' in s else None",
+    ],
+    295: ["def sum_div(n): return 0", "def sum_div(n): return 7 if n == 8 else 16", "def sum_div(n): return 0.0"],
+    558: [
+        "def digit_distance_nums(a, b): return sum(abs(int(x) - int(y)) for x, y in zip(f'{a:02}', f'{b:02}'))",
+        "def digit_distance_nums(a, b): return sum(map(int, str(abs(a - b))))",
+        "def digit_distance_nums(a, b): return 1",
+    ],
+}  # fmt: skip
+
+
+@needs_sandbox
+def test_honest_programs_get_what_evalplus_itself_gives_them(tmp_path: Path) -> None:
+    """EvalPlus grades the same programs on the same file; every status of every program is the same."""
+    data = write(tmp_path / "MbppPlus.jsonl", TASKS)
+    samples = [
+        {"task_id": f"Mbpp/{number}", "solution": solution}
+        for number, solutions in SOLUTIONS.items()
+        for solution in solutions
+    ]
+    path = write(tmp_path / "samples.jsonl", samples)
+    done = subprocess.run(
+        [sys.executable, "-m", "evalplus.evaluate", "--dataset", "mbpp", "--samples", str(path), "--parallel", "2"],
+        env={**os.environ, "MBPP_OVERRIDE_PATH": str(data), "XDG_CACHE_HOME": str(tmp_path), "PYTHONHASHSEED": "0"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    theirs = json.loads((tmp_path / "samples_eval_results.json").read_text())["eval"]
+
+    items = read_mbpp_plus(data, ids=(11, 1000))
+    sandbox = Sandbox()
+    truths, left_out = find_truths(items, sandbox)
+    assert left_out == {}
+    different = {}
+    for item in items:
+        for result in theirs[item.doc["task_id"]]:
+            ours = grade_mbpp_plus(result["solution"], truths[item.id], sandbox)
+            for name in ("base", "plus"):
+                if (ours[name] is None) != (result[f"{name}_status"] == "pass"):
+                    different[item.id, name, result["solution"]] = (ours[name], result[f"{name}_status"])
+    assert different == {}
+    statuses = {(r["base_status"], r["plus_status"]) for results in theirs.values() for r in results}
+    assert {("pass", "pass"), ("pass", "fail"), ("fail", "fail")} <= statuses
+
+
+def test_the_test_split_is_taken_from_the_file(tmp_path: Path) -> None:
+    rows = [*TASKS, task(600, "later", "def later(x):\n    return x", [[1]], [])]
+    items = read_mbpp_plus(write(tmp_path / "MbppPlus.jsonl.gz", rows), ids=(11, 510))
+    assert [item.id for item in items] == [
+        "mbpp-00011",
+        "mbpp-00012",
+        "mbpp-00014",
+        "mbpp-00116",
+        "mbpp-00249",
+        "mbpp-00434",
+        "mbpp-00295",
+    ]
+    assert items[0].prompt == '"""\nWrite double.\n"""\n'
+    with pytest.raises(DataError, match="no task with an id from Mbpp/900 to Mbpp/901"):
+        read_mbpp_plus(tmp_path / "MbppPlus.jsonl.gz", ids=(900, 901))
+    (tmp_path / "broken.jsonl.gz").write_bytes(b"no gzip")
+    with pytest.raises(DataError, match="cannot be read"):
+        read_mbpp_plus(tmp_path / "broken.jsonl.gz", ids=(11, 510))
+
+
+@needs_sandbox
+def test_a_task_without_truth_is_left_out_and_counted(tmp_path: Path) -> None:
+    rows = [
+        task(11, "f", "def f(x):\n    return 1 / 0", [[1]], [[2]]),
+        task(12, "f", "def f(x):\n    return float('nan')", [[1]], [[2]]),
+        task(13, "f", "def f(x):\n    return iter([])", [[1]], [[2]]),
+        TASKS[0] | {"task_id": "Mbpp/14"},
+    ]
+    items = read_mbpp_plus(write(tmp_path / "MbppPlus.jsonl", rows), ids=(11, 510))
+    truths, left_out = find_truths(items, Sandbox())
+    assert list(truths) == ["mbpp-00014"]
+    assert sum(left_out.values()) == 3
+
+
+def test_a_response_becomes_the_program_that_evalplus_would_run(tmp_path: Path) -> None:
+    from evalplus.sanitize import sanitize
+
+    (item,) = read_mbpp_plus(write(tmp_path / "MbppPlus.jsonl", TASKS[:1]), ids=(11, 510))
+    responses = [
+        "def double(x):\n    return 2 * x\n\nprint(double(3))\nthis is no code",
+        "```python\nimport math\ndef helper(x):\n    return x\ndef double(x):\n    return helper(x) * 2\n```",
+        "import os\nLIMIT = 3\ndef unused():\n    return 1\ndef double(x):\n    return x * LIMIT",
+    ]
+    for response in responses:
+        assert sanitized(response, item) == sanitize(item.prompt + response, entrypoint="double")
+    assert "helper" in sanitized(responses[1], item)
+    for unreadable in ("\ud800", "a." * 100_000 + "a"):
+        assert sanitized(unreadable, item) == item.prompt + unreadable
