@@ -108,6 +108,7 @@ def test_the_smallest_complete_file_loads_with_the_papers_defaults(tmp_path: Pat
         "evaluation": {
             "task": "jsonl", "data": str(tmp_path / "test.jsonl"), "subtask": None, "harness": "native",
             "held_out": None, "metric": "exact_match", "pattern": None, "max_new_tokens": None, "stop": None,
+            "unsafe_no_sandbox": False,
         },
         "engine": {
             "kind": "hf", "batch_size": 128, "workers": 1, "ray_address": None, "threads": None,
@@ -648,6 +649,7 @@ CHANGES = {
     "distill.trainer_args": "{optim: sgd}", "distill.accelerate": "fsdp.yaml", "evaluation.data": "other.jsonl",
     "evaluation.metric": "numeric", "evaluation.task": "gsm8k", "evaluation.subtask": "navigate",
     "evaluation.harness": "lm_eval", "evaluation.held_out": "{fraction: 0.5}",
+    "evaluation.unsafe_no_sandbox": "true",
     "evaluation.pattern": "x+", "evaluation.max_new_tokens": "9", "evaluation.stop": "['###']", "run.seed": "1",
     "run.device": "cpu", "run.dtype": "float32", "run.trust_remote_code": "true",
     "engine.kind": "vllm", "engine.batch_size": "64", "engine.max_model_len": "64",
@@ -661,6 +663,7 @@ ALSO = {
     "evaluation.task": ["evaluation.metric=null"],
     "evaluation.subtask": ["evaluation.task=bbh", "evaluation.metric=null"],
     "evaluation.harness": ["evaluation.task=gsm8k", "evaluation.metric=null"],
+    "evaluation.unsafe_no_sandbox": ["evaluation.task=mbpp", "evaluation.metric=null"],
     "generator.api": ["generator.kind=chat"],
     "generator.prompts": ["generator.kind=file"],
     "criterion.threshold": ["criterion.name=lift"],

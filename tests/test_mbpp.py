@@ -14,14 +14,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import Tiny, write_project
 from hypothesis import given
 from hypothesis import strategies as st
+from test_transfer import run_cli
 
+from tuneshift.datafiles import Item
 from tuneshift.errors import DataError
-from tuneshift.evaluate.mbpp import grade_mbpp, prompt_of, read_mbpp
-from tuneshift.evaluate.mbpp_plus import find_truths, grade_mbpp_plus, read_mbpp_plus, sanitized
-from tuneshift.evaluate.programs import Check, equals, failure, program_of
+from tuneshift.evaluate.benchmarks import BENCHMARKS
+from tuneshift.evaluate.benchmarks.base import gradable, read_benchmark
+from tuneshift.evaluate.benchmarks.mbpp import wrong
+from tuneshift.evaluate.benchmarks.mbpp_plus import failures, sanitized, truths_of
+from tuneshift.evaluate.benchmarks.programs import Check, equals, failure, program_of
 from tuneshift.plain import canonical, decode, encode
+from tuneshift.run.directory import read_jsonl
 from tuneshift.sandbox import Call, Reply, Result, Sandbox
 
 needs_sandbox = pytest.mark.skipif(
@@ -118,13 +124,17 @@ QUESTION = {
 }
 
 
+def read(name: str, path: Path, rows: list[dict[str, Any]], subtask: str = "test") -> list[Item]:
+    return read_benchmark(name, BENCHMARKS[name], data=str(write(path, rows)), subtask=subtask)[0]
+
+
 def test_questions_are_asked_as_evalplus_asks_them(tmp_path: Path) -> None:
-    rows = [QUESTION, {**QUESTION, "task_id": 10}, {**QUESTION, "task_id": 511}]
-    (item,), left_out = read_mbpp(write(tmp_path / "mbpp.jsonl", rows))
-    assert item.prompt == '"""\nWrite a function to double a number.\nassert double(2) == 4\n"""\n'
-    assert prompt_of(" a ", " b ") == '"""\na\nb\n"""\n'
-    assert (item.id, left_out) == ("mbpp-00011", {})
-    assert len(read_mbpp(write(tmp_path / "mbpp.jsonl", rows), ids=(10, 600))[0]) == 3
+    rows = [QUESTION, *({**QUESTION, "task_id": number} for number in (10, 510, 511, 600, 601))]
+    first, last = read("mbpp", tmp_path / "mbpp.jsonl", rows)
+    assert first.prompt == '"""\nWrite a function to double a number.\nassert double(2) == 4\n"""\n'
+    assert [first.doc["task_id"], last.doc["task_id"]] == [11, 510]
+    splits = {part: len(read("mbpp", tmp_path / "mbpp.jsonl", rows, part)) for part in BENCHMARKS["mbpp"].subtasks}
+    assert splits == {"prompt": 1, "test": 2, "validation": 2, "train": 1}
 
 
 @pytest.mark.parametrize(
@@ -138,11 +148,15 @@ def test_questions_are_asked_as_evalplus_asks_them(tmp_path: Path) -> None:
         "assert (",
     ],
 )
+@needs_sandbox
 def test_a_question_whose_assert_cannot_be_judged_outside_is_left_out_and_counted(tmp_path: Path, form: str) -> None:
     rows = [QUESTION, {**QUESTION, "task_id": 12, "test_list": ["assert f(1) == 1", form]}]
-    items, left_out = read_mbpp(write(tmp_path / "mbpp.jsonl", rows))
-    assert [item.id for item in items] == ["mbpp-00011"]
-    assert left_out == {"an assert is not of the form call == value": 1}
+    items = read("mbpp", tmp_path / "mbpp.jsonl", rows)
+    _, asked, described = gradable(BENCHMARKS["mbpp"], items, unsafe_no_sandbox=False)
+    assert asked == items[:1]
+    assert described["left_out"] == {"an assert is not of the form call == value": 1}
+    with pytest.raises(DataError, match="no question can be graded; this one: an assert is not of the form"):
+        gradable(BENCHMARKS["mbpp"], items[1:], unsafe_no_sandbox=False)
 
 
 @pytest.mark.parametrize(
@@ -151,17 +165,17 @@ def test_a_question_whose_assert_cannot_be_judged_outside_is_left_out_and_counte
         ({"task_id": "11"}, "task_id"),
         ({"test_list": []}, "test_list"),
         ({"text": None}, "text"),
-        ({"task_id": 2000}, "no question with a task_id from 11 to 510"),
+        ({"task_id": 2000}, "no question of subtask test here"),
     ],
 )
 def test_a_wrong_question_is_refused_by_its_line(tmp_path: Path, change: dict[str, Any], message: str) -> None:
     with pytest.raises(DataError, match=message):
-        read_mbpp(write(tmp_path / "mbpp.jsonl", [{**QUESTION, **change}]))
+        read("mbpp", tmp_path / "mbpp.jsonl", [{**QUESTION, **change}])
 
 
 @needs_sandbox
 @pytest.mark.parametrize(
-    ("response", "failure"),
+    ("response", "why"),
     [
         ("def double(x):\n    return x + x", None),
         ("Here it is:\n```python\ndef double(x):\n    return x * 2\n```\nDone.", None),
@@ -175,28 +189,30 @@ def test_a_wrong_question_is_refused_by_its_line(tmp_path: Path, change: dict[st
         ("assert False\ndef double(x):\n    return 2 * x", "AssertionError"),
     ],
 )
-def test_responses_are_graded_by_the_asserts(tmp_path: Path, response: str, failure: str | None) -> None:
-    (item,), _ = read_mbpp(write(tmp_path / "mbpp.jsonl", [QUESTION]))
-    assert grade_mbpp(response, item, Sandbox()) == failure
+def test_responses_are_graded_by_the_asserts(tmp_path: Path, response: str, why: str | None) -> None:
+    (item,) = items = read("mbpp", tmp_path / "mbpp.jsonl", [QUESTION])
+    assert wrong(response, item, Sandbox()) == why
+    grade, _, described = gradable(BENCHMARKS["mbpp"], items, unsafe_no_sandbox=False)
+    assert grade(response, item) == {"pass_at_1": why is None}
+    assert described == {"sandbox": Sandbox().describe(), "left_out": {}}
 
 
 @needs_sandbox
 def test_setup_code_runs_behind_the_program(tmp_path: Path) -> None:
     row = {**QUESTION, "test_setup_code": "root = Node(3)", "test_list": ["assert value(root) == 3"]}
-    (item,), _ = read_mbpp(write(tmp_path / "mbpp.jsonl", [row]))
+    (item,) = read("mbpp", tmp_path / "mbpp.jsonl", [row])
     program = "class Node:\n    def __init__(self, v): self.v = v\ndef value(node): return node.v"
-    assert grade_mbpp(program, item, Sandbox()) is None
-    assert grade_mbpp("def value(node): return 3", item, Sandbox()) == "NameError"
+    assert wrong(program, item, Sandbox()) is None
+    assert wrong("def value(node): return 3", item, Sandbox()) == "NameError"
 
 
 @needs_sandbox
 @pytest.mark.skipif(not MBPP.exists(), reason="MBPP's data are not on this machine")
 def test_reference_solutions_are_right() -> None:
-    items, left_out = read_mbpp(MBPP)
-    assert (len(items), left_out) == (500, {})
-    assert {item.id: grade_mbpp(item.reference, item, Sandbox()) for item in items[::25]} == {
-        item.id: None for item in items[::25]
-    }
+    items, _ = read_benchmark("mbpp", BENCHMARKS["mbpp"], data=str(MBPP), subtask="test")
+    _, asked, _ = gradable(BENCHMARKS["mbpp"], items, unsafe_no_sandbox=False)
+    assert len(items) == len(asked) == 500
+    assert [item.id for item in items[::25] if wrong(item.reference, item, Sandbox())] == []
 
 
 def test_the_first_block_of_code_is_the_program() -> None:
@@ -336,40 +352,40 @@ def test_honest_programs_get_what_evalplus_itself_gives_them(tmp_path: Path) -> 
     assert done.returncode == 0, done.stderr[-2000:]
     theirs = json.loads((tmp_path / "samples_eval_results.json").read_text())["eval"]
 
-    items = read_mbpp_plus(data, ids=(11, 1000))
-    sandbox = Sandbox()
-    truths, left_out = find_truths(items, sandbox)
-    assert left_out == {}
-    different = {}
+    items = [item for part in ("test", "validation") for item in read("mbpp_plus", data, TASKS, part)]
+    grade, asked, _ = gradable(BENCHMARKS["mbpp_plus"], items, unsafe_no_sandbox=False)
+    assert asked == items
+    different, sandbox = {}, Sandbox()
     for item in items:
+        truths = truths_of(item, sandbox)
+        assert isinstance(truths, dict)
         for result in theirs[item.doc["task_id"]]:
-            ours = grade_mbpp_plus(result["solution"], truths[item.id], sandbox)
+            ours = failures(result["solution"], truths, sandbox)
             for name in ("base", "plus"):
                 if (ours[name] is None) != (result[f"{name}_status"] == "pass"):
                     different[item.id, name, result["solution"]] = (ours[name], result[f"{name}_status"])
     assert different == {}
     statuses = {(r["base_status"], r["plus_status"]) for results in theirs.values() for r in results}
     assert {("pass", "pass"), ("pass", "fail"), ("fail", "fail")} <= statuses
+    assert grade(SOLUTIONS[11][0], items[0]) == {"plus": True, "base": True}
+    assert grade("def double(x):\n    return 2 * min(x, 100)", items[0]) == {"plus": False, "base": True}
+    assert grade("def double(x):\n    return 2 if x == 1 else 2 * x - (x == 2)", items[0]) == {
+        "plus": False,
+        "base": False,
+    }
 
 
 def test_the_test_split_is_taken_from_the_file(tmp_path: Path) -> None:
     rows = [*TASKS, task(600, "later", "def later(x):\n    return x", [[1]], [])]
-    items = read_mbpp_plus(write(tmp_path / "MbppPlus.jsonl.gz", rows), ids=(11, 510))
-    assert [item.id for item in items] == [
-        "mbpp-00011",
-        "mbpp-00012",
-        "mbpp-00014",
-        "mbpp-00116",
-        "mbpp-00249",
-        "mbpp-00434",
-        "mbpp-00295",
-    ]
+    path = tmp_path / "MbppPlus.jsonl.gz"
+    items = read("mbpp_plus", path, rows)
+    assert [item.doc["task_id"] for item in items] == [f"Mbpp/{number}" for number in (11, 12, 14, 116, 249, 434, 295)]
     assert items[0].prompt == '"""\nWrite double.\n"""\n'
-    with pytest.raises(DataError, match="no task with an id from Mbpp/900 to Mbpp/901"):
-        read_mbpp_plus(tmp_path / "MbppPlus.jsonl.gz", ids=(900, 901))
-    (tmp_path / "broken.jsonl.gz").write_bytes(b"no gzip")
+    with pytest.raises(DataError, match="no question of subtask train here"):
+        read("mbpp_plus", path, rows, "train")
+    path.write_bytes(b"no gzip")
     with pytest.raises(DataError, match="cannot be read"):
-        read_mbpp_plus(tmp_path / "broken.jsonl.gz", ids=(11, 510))
+        read_benchmark("mbpp_plus", BENCHMARKS["mbpp_plus"], data=str(path), subtask="test")
 
 
 @needs_sandbox
@@ -380,16 +396,16 @@ def test_a_task_without_truth_is_left_out_and_counted(tmp_path: Path) -> None:
         task(13, "f", "def f(x):\n    return iter([])", [[1]], [[2]]),
         TASKS[0] | {"task_id": "Mbpp/14"},
     ]
-    items = read_mbpp_plus(write(tmp_path / "MbppPlus.jsonl", rows), ids=(11, 510))
-    truths, left_out = find_truths(items, Sandbox())
-    assert list(truths) == ["mbpp-00014"]
-    assert sum(left_out.values()) == 3
+    items = read("mbpp_plus", tmp_path / "MbppPlus.jsonl", rows)
+    _, asked, described = gradable(BENCHMARKS["mbpp_plus"], items, unsafe_no_sandbox=False)
+    assert asked == items[3:]
+    assert sorted(described["left_out"].values()) == [1, 2]
 
 
 def test_a_response_becomes_the_program_that_evalplus_would_run(tmp_path: Path) -> None:
     from evalplus.sanitize import sanitize
 
-    (item,) = read_mbpp_plus(write(tmp_path / "MbppPlus.jsonl", TASKS[:1]), ids=(11, 510))
+    (item,) = read("mbpp_plus", tmp_path / "MbppPlus.jsonl", TASKS[:1])
     responses = [
         "def double(x):\n    return 2 * x\n\nprint(double(3))\nthis is no code",
         "```python\nimport math\ndef helper(x):\n    return x\ndef double(x):\n    return helper(x) * 2\n```",
@@ -400,3 +416,80 @@ def test_a_response_becomes_the_program_that_evalplus_would_run(tmp_path: Path) 
     assert "helper" in sanitized(responses[1], item)
     for unreadable in ("\ud800", "a." * 100_000 + "a"):
         assert sanitized(unreadable, item) == item.prompt + unreadable
+
+
+# A whole run -------------------------------------------------------------------------------------------------------
+
+SHORT = [{**QUESTION, "task_id": 11 + n, "text": f"double it {n}"} for n in range(4)]
+SHORT[3] = {**SHORT[3], "test_list": ["assert double(2) == 4 == double(2)"]}
+
+
+@pytest.fixture(scope="module")
+def finished(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run between tiny models, judged on three exercises; a fourth cannot be."""
+    folder = tmp_path_factory.mktemp("mbpp")
+    write(folder / "mbpp.jsonl", SHORT)
+    config = write_project(folder, tiny, evaluation={"task": "mbpp", "data": "mbpp.jsonl", "max_new_tokens": 8})
+    assert run_cli("transfer", str(config), "--run-dir", str(folder / "run")) == 3
+    return folder / "run"
+
+
+@needs_sandbox
+def test_a_transfer_is_judged_by_running_programs(finished: Path) -> None:
+    verdict = json.loads((finished / "verdict.json").read_text())
+    asked = verdict["questions"]
+    assert (asked["task"], asked["subtask"], asked["metric"]) == ("mbpp", "test", "pass_at_1")
+    assert asked["sandbox"].startswith("bubblewrap")
+    assert asked["left_out"] == {"an assert is not of the form call == value": 1}
+    assert (verdict["after"]["correct"], verdict["after"]["n"]) == (0, 3)
+    outcomes = read_jsonl(finished / "evaluation/after.jsonl")
+    assert [row["graded"] for row in outcomes] == [{"pass_at_1": False}] * 3
+
+
+@needs_sandbox
+def test_a_trained_run_is_asked_mbpp_plus(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One prompt holds its own solution, so every answer to it is right, and none to the other."""
+    row = task(11, "f", "def f(x):\n    return x", [[1]], [[2]])
+    solved = {**row, "task_id": "Mbpp/12", "prompt": "def f(x):\n    return x\n", "canonical_solution": ""}
+    path = write(finished / "MbppPlus.jsonl", [row, solved])
+    capsys.readouterr()
+    settings = {"task": "mbpp_plus", "data": str(path), "max_new_tokens": 8, "stop": ["\n"]}
+    assert run_cli("evaluate", str(finished), "--set", f"evaluation={json.dumps(settings)}", "--json") == 3
+    verdict = json.loads(capsys.readouterr().out.splitlines()[-1])
+    for arm in ("before", "after", "source"):
+        assert set(verdict[arm]["by_metric"]) == {"plus", "base"}
+        assert (verdict[arm]["correct"], verdict[arm]["n"]) == (1, 2)
+        assert verdict[arm]["by_metric"]["base"]["correct"] == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"task": "mbpp"}, "needs `data`"),
+        ({"task": "mbpp", "data": "mbpp.jsonl", "harness": "lm_eval"}, "runs programs, which is done here only"),
+        ({"task": "mbpp_plus", "data": "mbpp.jsonl", "metric": "pass_at_1"}, "none of mbpp_plus's: plus, base"),
+        ({"task": "mbpp", "data": "mbpp.jsonl", "subtask": "dev"}, "subtask 'dev' is none of mbpp's"),
+        ({"data": "test.jsonl", "unsafe_no_sandbox": True}, "`unsafe_no_sandbox` belongs to mbpp and mbpp_plus"),
+    ],
+)
+def test_a_wrong_setting_is_refused(
+    tiny: Tiny, tmp_path: Path, settings: dict[str, Any], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = write_project(tmp_path, tiny)
+    loaded = json.loads(config.read_text())
+    config.write_text(json.dumps({**loaded, "evaluation": settings}))
+    assert run_cli("transfer", str(config), "--run-dir", str(tmp_path / "run")) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_without_a_sandbox_a_run_is_refused_before_it_starts(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path / "mbpp.jsonl", SHORT)
+    config = write_project(tmp_path, tiny, evaluation={"task": "mbpp", "data": "mbpp.jsonl", "max_new_tokens": 8})
+    monkeypatch.setattr("tuneshift.sandbox._problem", lambda: "bubblewrap is not installed")
+    assert run_cli("transfer", str(config), "--run-dir", str(tmp_path / "run")) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "apt-get install bubblewrap" in said
+    assert "evaluation.unsafe_no_sandbox" in said
+    assert not (tmp_path / "run/ledger.sqlite").exists()

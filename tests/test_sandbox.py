@@ -19,7 +19,7 @@ import pytest
 
 from tuneshift.datafiles import Item
 from tuneshift.errors import SandboxError
-from tuneshift.evaluate.mbpp import grade_mbpp
+from tuneshift.evaluate.benchmarks.mbpp import wrong
 from tuneshift.plain import decode
 from tuneshift.sandbox import Call, Limits, Sandbox, _problem, available, runs
 
@@ -45,11 +45,11 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def exercise() -> Item:
     """Return an exercise whose answers cannot be guessed: nothing inside knows them."""
     asserts = [f"assert f({number}) == '{secrets.token_hex(8)}'" for number in range(3)]
-    return Item("mbpp-1", "test", "", "", {"setup": "", "asserts": asserts})
+    return Item("mbpp-1", "test", "", "", {"test_setup_code": "", "test_list": asserts})
 
 
 def graded(program: str) -> str | None:
-    return grade_mbpp(textwrap.dedent(program), exercise(), Sandbox())
+    return wrong(textwrap.dedent(program), exercise(), Sandbox())
 
 
 # Each tries to be graded right without knowing the answer.
@@ -194,10 +194,10 @@ def test_the_right_program_is_graded_right() -> None:
         "test",
         "",
         "",
-        {"setup": "", "asserts": ["assert f(2) == [2, (2.0, {2})]", "assert f(1) == [1, (1, {1})]"]},
+        {"test_setup_code": "", "test_list": ["assert f(2) == [2, (2.0, {2})]", "assert f(1) == [1, (1, {1})]"]},
     )
-    assert grade_mbpp("def f(x): return [x, (x, {x})]", item, Sandbox()) is None
-    assert grade_mbpp("def f(x): return (x, (x, {x}))", item, Sandbox()) == "wrong value"
+    assert wrong("def f(x): return [x, (x, {x})]", item, Sandbox()) is None
+    assert wrong("def f(x): return (x, (x, {x}))", item, Sandbox()) == "wrong value"
 
 
 LIBC = "def libc():\n    import ctypes\n    return ctypes.CDLL(None)\n"
@@ -281,17 +281,20 @@ def f():
     assert alive == [own]
 
 
-HOGS = {
-    "an endless loop": ("while True: pass", "time limit"),
-    "a long sleep": ("import time; time.sleep(600)", "time limit"),
+# What may be told of each; those that end of themselves get time enough for a loaded machine.
+HOGS: dict[str, tuple[str, set[str | None]]] = {
+    "an endless loop": ("while True: pass", {"time limit"}),
+    "a long sleep": ("import time; time.sleep(600)", {"time limit"}),
     "sleep with all signals blocked": (
         "import signal, time; signal.pthread_sigmask(signal.SIG_BLOCK, range(1, 65)); time.sleep(600)",
-        "time limit",
+        {"time limit"},
     ),
-    "10 GB": ("x = bytearray(10 * 2**30)", "MemoryError"),
-    "10 GB in small pieces": ("x = []\nwhile True: x.append(bytearray(2**20))", None),
-    "a fork bomb": ("import os\nwhile True: os.fork()", "PermissionError"),
-    "a flood on standard output": ("import sys\nfor _ in range(1024): sys.stdout.write('x' * 2**20)", None),
+    "an endless regular expression": ("import re; re.match('(a+)+$', 'a' * 40 + 'b')", {"time limit"}),
+    "an endless power": ("x = 9**9**9", {"time limit"}),
+    "10 GB": ("x = bytearray(10 * 2**30)", {"MemoryError"}),
+    "10 GB in small pieces": ("x = []\nwhile True: x.append(bytearray(2**20))", {"MemoryError", "ended early"}),
+    "a fork bomb": ("import os\nwhile True: os.fork()", {"PermissionError"}),
+    "a flood on standard output": ("import sys\nfor _ in range(1024): sys.stdout.write('x' * 2**20)", {None}),
     "a flood on all descriptors": (
         """
 import os
@@ -300,21 +303,20 @@ while True:
         try: os.write(fd, b'x' * 65536)
         except OSError: pass
 """,
-        "output limit",
+        {"output limit"},
     ),
-    "a flood of open files": ("x = [open('/dev/null') for _ in range(1000)]", "OSError"),
-    "an endless regular expression": ("import re; re.match('(a+)+$', 'a' * 40 + 'b')", "time limit"),
-    "an endless power": ("x = 9**9**9", "time limit"),
+    "a flood of open files": ("x = [open('/dev/null') for _ in range(1000)]", {"OSError"}),
 }
 
 
 @pytest.mark.parametrize("name", HOGS)
 def test_a_program_that_takes_too_much_is_stopped(name: str) -> None:
-    program, error = HOGS[name]
+    program, errors = HOGS[name]
+    seconds = 2 if errors == {"time limit"} else 30
     started = time.monotonic()
-    result = Sandbox().run(program, limits=Limits(seconds=2))
-    assert time.monotonic() - started < 6
-    assert result.error == error or (name == "10 GB in small pieces" and result.error in ("MemoryError", "ended early"))
+    result = Sandbox().run(program, limits=Limits(seconds=seconds, processor_seconds=30))
+    assert time.monotonic() - started < seconds + 4
+    assert result.error in errors
 
 
 def test_processor_time_is_bounded_by_the_kernel() -> None:

@@ -19,7 +19,7 @@ from tuneshift.engines.base import Decoding
 from tuneshift.engines.source import Source
 from tuneshift.errors import DataError
 from tuneshift.evaluate.benchmarks import BENCHMARKS
-from tuneshift.evaluate.benchmarks.base import read_benchmark, split_held_out
+from tuneshift.evaluate.benchmarks.base import gradable, read_benchmark, split_held_out
 from tuneshift.evaluate.benchmarks.harness import check_harness
 from tuneshift.evaluate.tasks import find_metric, grade
 from tuneshift.launch import check_processes
@@ -111,11 +111,13 @@ def read_questions(section: EvaluationSection, *, folder: Path) -> tuple[list[It
         metric = find_metric(section.metric_name, pattern=section.pattern, folder=folder)
         grade(metric, items[0].reference, items[0])
     else:
-        items, digest = read_benchmark(section.task, benchmark, data=section.data, subtask=section.subtask)
+        items, digest = read_benchmark(section.task, benchmark, data=section.data, subtask=section.subtask_name)
     if section.held_out is not None:
         items, _ = split_held_out(items, fraction=section.held_out.fraction, seed=section.held_out.seed)
     if benchmark is not None and section.harness == "lm_eval":
         check_harness(items, benchmark)
+    if benchmark is not None and benchmark.grading is not None:
+        gradable(benchmark, items, unsafe_no_sandbox=section.unsafe_no_sandbox)
     return items, digest
 
 

@@ -24,8 +24,9 @@ from tuneshift.engines.openai import Endpoint
 from tuneshift.engines.opening import EngineOptions, open_engine
 from tuneshift.engines.source import Source, open_source
 from tuneshift.evaluate.benchmarks import BENCHMARKS
-from tuneshift.evaluate.benchmarks.base import chance_level
+from tuneshift.evaluate.benchmarks.base import chance_level, gradable
 from tuneshift.evaluate.benchmarks.harness import ask_through_harness, harness_version
+from tuneshift.evaluate.benchmarks.programs import processors
 from tuneshift.evaluate.evidence import Ask, Questions
 from tuneshift.evaluate.tasks import answer_items, find_metric, grade, metric_digest
 from tuneshift.measuring import Instruments
@@ -333,11 +334,13 @@ def questions_of(loaded: LoadedConfig, inputs: Inputs) -> Questions | None:
     if stop is None:
         stop = benchmark.stop if benchmark else loaded.config.synthesis.stop
     chance = chance_level(benchmark, inputs.items) if benchmark else (None, "not known of one's own questions")
+    items, ask, programs = _asked(loaded, inputs, limit, stop)
     return Questions(
-        items=inputs.items,
-        ask=_ask(loaded, limit, stop),
+        items=items,
+        ask=ask,
         described={
-            **section.model_dump(include={"task", "data", "subtask", "pattern"}),
+            **section.model_dump(include={"task", "data", "pattern"}),
+            "subtask": section.subtask_name,
             "sha256": inputs.digests["evaluation.data"],
             "harness": f"lm-eval {harness_version()}" if section.harness == "lm_eval" else "native",
             "held_out": section.held_out and section.held_out.model_dump(),
@@ -345,27 +348,31 @@ def questions_of(loaded: LoadedConfig, inputs: Inputs) -> Questions | None:
             "metric_sha256": metric_digest(section.metric_name),
             "max_new_tokens": limit,
             "stop": list(stop),
+            **programs,
         },
         chance=chance[0],
         chance_reason=chance[1],
     )
 
 
-def _ask(loaded: LoadedConfig, limit: int, stop: tuple[str, ...]) -> Ask:
-    """Return how the configured questions are asked and graded."""
+def _asked(
+    loaded: LoadedConfig, inputs: Inputs, limit: int, stop: tuple[str, ...]
+) -> tuple[Sequence[Item], Ask, dict[str, Any]]:
+    """Return which questions are asked, how they are asked and graded, and what held answers that are programs."""
     section = loaded.config.evaluation
     assert section is not None
     name, benchmark = section.metric_name, BENCHMARKS.get(section.task)
     if benchmark is not None and section.harness == "lm_eval":
-        return partial(ask_through_harness, benchmark=benchmark, metric=name, max_new_tokens=limit)
-    grade_all = benchmark.grade if benchmark else None
-    if grade_all is None:
-        metric = find_metric(name, pattern=section.pattern, folder=loaded.folder)
-
-        def grade_all(response: str, item: Item) -> dict[str, bool]:
-            return {name: grade(metric, response, item)}
-
-    return partial(answer_items, grade=grade_all, metric=name, max_new_tokens=limit, stop=stop)
+        through = partial(ask_through_harness, benchmark=benchmark, metric=name, max_new_tokens=limit)
+        return inputs.items, through, {}
+    ask = partial(answer_items, metric=name, max_new_tokens=limit, stop=stop)
+    if benchmark is not None and benchmark.grading is not None:
+        grading, items, programs = gradable(benchmark, inputs.items, unsafe_no_sandbox=section.unsafe_no_sandbox)
+        return items, partial(ask, grade=grading, at_a_time=processors()), programs
+    if benchmark is not None and benchmark.grade is not None:
+        return inputs.items, partial(ask, grade=benchmark.grade), {}
+    metric = find_metric(name, pattern=section.pattern, folder=loaded.folder)
+    return inputs.items, partial(ask, grade=lambda response, item: {name: grade(metric, response, item)}), {}
 
 
 def evaluation_limit(config: Config) -> int:

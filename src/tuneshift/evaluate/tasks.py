@@ -6,6 +6,7 @@ import importlib
 import re
 import sys
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -47,14 +48,22 @@ def answer_items(
     metric: str,
     max_new_tokens: int,
     stop: Sequence[str],
+    at_a_time: int = 1,
 ) -> list[Outcome]:
     """Let a model answer every item greedily, and grade; `metric` names the grading that counts.
+
+    `grade` is called from `at_a_time` threads, or from this one.
 
     Raises:
         DataError: a prompt and its answer do not fit into the model's context.
     """
     answers = complete_items(engine, items, fine_tuned=fine_tuned, max_new_tokens=max_new_tokens, stop=stop)
-    graded = [grade(answer.text, item) for item, answer in zip(items, answers, strict=True)]
+    texts = [answer.text for answer in answers]
+    if at_a_time == 1:
+        graded = list(map(grade, texts, items))
+    else:
+        with ThreadPoolExecutor(at_a_time) as pool:
+            graded = list(pool.map(grade, texts, items))
     return [
         Outcome(item.id, answer.text, grades[metric], answer.finish_reason, grades)
         for item, answer, grades in zip(items, answers, graded, strict=True)

@@ -27,19 +27,22 @@ class HeldOutSection(Section):
 class EvaluationSection(Section):
     """The questions on which the verdict rests: your own, or a public benchmark's; see docs/evaluation.md."""
 
-    task: Literal["jsonl", "gsm8k", "bbh", "mmlu"] = Field(
+    task: Literal["jsonl", "gsm8k", "bbh", "mmlu", "mbpp", "mbpp_plus"] = Field(
         "jsonl",
         description="`jsonl`: your own questions; `gsm8k`, `bbh`, `mmlu`: a benchmark's, asked as "
-        "lm-evaluation-harness asks them without examples.",
+        "lm-evaluation-harness asks them without examples; `mbpp`, `mbpp_plus`: programming exercises, asked as "
+        "EvalPlus asks them, whose answers are run in a sandbox (docs/sandbox.md).",
     )
     data: PathText | None = Field(
         None,
         description='`jsonl`: JSONL with {"prompt": ..., "reference": ...} a line, required. A benchmark: a JSONL or '
-        "JSON file with its own fields; null: its dataset on the Hub.",
+        "JSON file with its own fields; null: its dataset on the Hub. `mbpp`: mbpp.jsonl, `mbpp_plus`: MbppPlus.jsonl "
+        "or .jsonl.gz; both required.",
     )
     subtask: str | None = Field(
         None,
-        description="`bbh`: the subtask, such as `navigate`; null: the name of `data`. `mmlu`: a subject; null: all.",
+        description="`bbh`: the subtask, such as `navigate`; null: the name of `data`. `mmlu`: a subject; null: all. "
+        "`mbpp`, `mbpp_plus`: `validation`, `train` or `prompt`; null: `test`, task ids 11 to 510.",
     )
     harness: Literal["native", "lm_eval"] = Field(
         "native",
@@ -52,7 +55,8 @@ class EvaluationSection(Section):
         description="`jsonl`: `exact_match` (surrounding white space aside; the default), `normalized_match` (case, "
         "punctuation and white space aside), `numeric` (last number), `regex` (the last match of `pattern`), or a "
         "Python function `module.function(response, reference) -> bool`, found from the YAML file's folder. `gsm8k`, "
-        "`bbh`: `flexible_extract` (the default) or `strict_match`; both are reported. `mmlu`: `acc`.",
+        "`bbh`: `flexible_extract` (the default) or `strict_match`; both are reported. `mmlu`: `acc`. `mbpp`: "
+        "`pass_at_1`. `mbpp_plus`: `plus` (the default) or `base`; both are reported.",
     )
     pattern: str | None = Field(None, description="`regex`: what to extract, its first group if it has one.")
     max_new_tokens: int | None = Field(
@@ -64,10 +68,21 @@ class EvaluationSection(Section):
         None, description="Stop strings; null: those of synthesis for `jsonl`, else the harness's."
     )
 
+    unsafe_no_sandbox: bool = Field(
+        False,
+        description="`mbpp`, `mbpp_plus`: run what models write in a bare process, where it can do what you can. Only "
+        "for machines that can be lost.",
+    )
+
     @property
     def metric_name(self) -> str:
         """The metric on which the verdict rests."""
         return self.metric or (METRICS if self.task == "jsonl" else BENCHMARKS[self.task].metrics)[0]
+
+    @property
+    def subtask_name(self) -> str | None:
+        """The subtask that is asked; `None` where the file's name tells it, or all are."""
+        return self.subtask or (None if self.task == "jsonl" else BENCHMARKS[self.task].default_subtask)
 
     @model_validator(mode="after")
     def _pattern_goes_with_regex(self) -> EvaluationSection:
@@ -78,6 +93,12 @@ class EvaluationSection(Section):
                 re.compile(self.pattern)
             except re.error as error:
                 raise ValueError(f"pattern {self.pattern!r} is not a regular expression: {error}") from error
+        return self
+
+    @model_validator(mode="after")
+    def _only_programs_need_a_sandbox(self) -> EvaluationSection:
+        if self.unsafe_no_sandbox and (self.task == "jsonl" or BENCHMARKS[self.task].grading is None):
+            raise ValueError(f"`unsafe_no_sandbox` belongs to mbpp and mbpp_plus: `task: {self.task}` runs no programs")
         return self
 
     @model_validator(mode="after")
@@ -101,11 +122,15 @@ class EvaluationSection(Section):
         if self.subtask is not None and self.subtask not in benchmark.subtasks:
             known = ", ".join(benchmark.subtasks) or "none"
             raise ValueError(f"subtask {self.subtask!r} is none of {self.task}'s: {known}")
-        if self.data is None and benchmark.hub[1] is None and self.subtask is None:
+        if self.data is None and benchmark.hub is None:
+            raise ValueError(f"`task: {self.task}` needs `data`, its file: see docs/evaluation.md")
+        if self.data is None and benchmark.hub and benchmark.hub[1] is None and self.subtask is None:
             raise ValueError(f"`task: {self.task}` needs `subtask`, or `data` with a subtask's name")
-        if benchmark.grade is None and self.harness == "native":
+        if benchmark.harness_task is None and self.harness == "lm_eval":
+            raise ValueError(f"`task: {self.task}` runs programs, which is done here only: set `harness: native`")
+        if not benchmark.native and self.harness == "native":
             raise ValueError(f"`task: {self.task}` compares log-likelihoods: set `harness: lm_eval`")
-        if benchmark.grade is None and self.max_new_tokens is not None:
+        if not benchmark.native and self.max_new_tokens is not None:
             raise ValueError(f"`task: {self.task}` generates nothing: leave `max_new_tokens` out")
         if self.harness == "lm_eval" and self.stop is not None:
             raise ValueError("`harness: lm_eval` has its own stop strings: leave `stop` out, or set `harness: native`")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from tuneshift.datafiles import Item, read_objects
 from tuneshift.errors import DataError
 from tuneshift.models import file_sha256
+from tuneshift.sandbox import Sandbox
 
 Grade = Callable[[str, Item], dict[str, bool]]
 """Takes (response, item) and tells by metric whether the response is right."""
@@ -28,15 +30,18 @@ class Question(BaseModel):
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A benchmark, asked as lm-evaluation-harness 0.4.13 asks it without examples.
+    """A benchmark, asked as lm-evaluation-harness 0.4.13, or for programs EvalPlus 0.3.1, asks it without examples.
 
-    `hub` is its dataset there, and its configuration (`None`: the subtask's name). `ask` turns a question and the
-    subtask into (prompt, reference, fields that the harness's task reads). Of `metrics` the first is the default;
-    `grade` is `None` where the harness alone grades. `harness_task` names an item's task there. `options` counts the
-    answers that an item offers, `None` where it asks for a free answer.
+    `hub` is its dataset there, and its configuration (`None`: the subtask's name); `None` where a file is needed. `ask`
+    turns a question and the subtask into (prompt, reference, fields that grading or the harness's task reads). Of
+    `metrics` the first is the default. `grade` is `None` where the harness alone grades, or where answers are programs:
+    `grading` then makes it for some items, and tells which of them cannot be graded, by id with the reason.
+    `harness_task` names an item's task in the harness, `None` where this project alone grades. `options` counts the
+    answers that an item offers, `None` where it asks for a free answer. Where no subtask is named, `default_subtask` is
+    asked (`None`: all).
     """
 
-    hub: tuple[str, str | None]
+    hub: tuple[str, str | None] | None
     subtasks: Collection[str]
     question: type[Question]
     ask: Callable[[Any, str | None], tuple[str, str, dict[str, Any]]]
@@ -44,8 +49,15 @@ class Benchmark:
     grade: Grade | None
     stop: tuple[str, ...]
     max_new_tokens: int
-    harness_task: Callable[[Item], str]
+    harness_task: Callable[[Item], str] | None
     options: Callable[[Item], int | None]
+    grading: Callable[[Sequence[Item], Sandbox], tuple[Grade, dict[str, str]]] | None = None
+    default_subtask: str | None = None
+
+    @property
+    def native(self) -> bool:
+        """Whether this project grades it, with or without the harness."""
+        return self.grade is not None or self.grading is not None
 
 
 def read_benchmark(name: str, benchmark: Benchmark, *, data: str | None, subtask: str | None) -> tuple[list[Item], str]:
@@ -74,7 +86,7 @@ def read_benchmark(name: str, benchmark: Benchmark, *, data: str | None, subtask
             items.append(Item(f"{part or name}-{number:05d}", place, prompt, reference, doc))
     if not items:
         of = f" of subtask {subtask}" if subtask else ""
-        raise DataError(f"{data or benchmark.hub[0]}: no question{of} here. A question has {_fields(benchmark)}.")
+        raise DataError(f"{data or name}: no question{of} here. A question has {_fields(benchmark)}.")
     digest = file_sha256(Path(data)) if data else _digest([asdict(item) for item in items])
     _check_references(benchmark, items)
     return items, digest
@@ -109,6 +121,23 @@ def chance_level(benchmark: Benchmark, items: Sequence[Item]) -> tuple[float | N
     return fmean(1 / count for count in counts), None
 
 
+def gradable(
+    benchmark: Benchmark, items: Sequence[Item], *, unsafe_no_sandbox: bool
+) -> tuple[Grade, list[Item], dict[str, Any]]:
+    """Return how answers that are programs are graded, the items that can be, and for the verdict what held them.
+
+    Raises:
+        SandboxError: programs cannot be run safely here. DataError: no item can be graded.
+    """
+    assert benchmark.grading is not None
+    sandbox = Sandbox(unsafe=unsafe_no_sandbox)
+    grade, left_out = benchmark.grading(items, sandbox)
+    asked = [item for item in items if item.id not in left_out]
+    if not asked:
+        raise DataError(f"{items[0].place}: no question can be graded; this one: {left_out[items[0].id]}.")
+    return grade, asked, {"sandbox": sandbox.describe(), "left_out": dict(Counter(left_out.values()))}
+
+
 def _check_references(benchmark: Benchmark, items: Sequence[Item]) -> None:
     """Refuse questions of which no reference is graded right, as when the subtask is another one's."""
     if benchmark.grade is None:
@@ -128,6 +157,7 @@ def _check_references(benchmark: Benchmark, items: Sequence[Item]) -> None:
 def _hub_rows(benchmark: Benchmark, part: str | None) -> list[tuple[str, dict[str, Any]]]:
     from datasets import load_dataset
 
+    assert benchmark.hub is not None  # the configuration is refused without a file
     path, configuration = benchmark.hub
     name = part or configuration
     try:

@@ -123,6 +123,7 @@ def _response(sample: dict[str, Any]) -> str:
 
 def _by_task(items: Sequence[Item], benchmark: Benchmark) -> dict[str, list[Item]]:
     """Return the items by the harness's task; an item's place in its list is its `doc_id` there."""
+    assert benchmark.harness_task is not None  # the configuration is refused where the harness has no such task
     grouped: dict[str, list[Item]] = defaultdict(list)
     for item in items:
         grouped[benchmark.harness_task(item)].append(item)

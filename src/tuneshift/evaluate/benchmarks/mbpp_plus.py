@@ -8,18 +8,18 @@ single tasks. What happens to the inputs, and to a response before it is run, is
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
-from tuneshift.datafiles import Item, read_objects
-from tuneshift.errors import ConfigError, DataError
-from tuneshift.evaluate.programs import Check, failure
+from tuneshift.datafiles import Item
+from tuneshift.errors import ConfigError
+from tuneshift.evaluate.benchmarks.base import Benchmark, Grade, Question
+from tuneshift.evaluate.benchmarks.programs import MAX_NEW_TOKENS, SPLITS, STOP, Check, failure, processors, split_of
 from tuneshift.plain import canonical, decode_numbers
 from tuneshift.sandbox import Call, Limits, Result, Sandbox
 
@@ -30,10 +30,8 @@ MAX_LINES = 120
 """Lines of a response that are looked at: finding the code in it takes time with their square. A guess."""
 
 
-class MbppPlusQuestion(BaseModel):
-    """A line of `MbppPlus.jsonl`; further fields are left out."""
-
-    model_config = ConfigDict(extra="ignore", strict=True, frozen=True)
+class MbppPlusQuestion(Question):
+    """A line of `MbppPlus.jsonl`."""
 
     task_id: str = Field(pattern=r"^Mbpp/\d+$")
     prompt: str = Field(min_length=1)
@@ -52,48 +50,43 @@ class Truth:
     limits: Limits
 
 
-def read_mbpp_plus(path: Path, *, ids: tuple[int, int]) -> list[Item]:
-    """Return the questions with task ids from `ids[0]` to `ids[1]`; the file may be compressed (.gz).
+def ask(question: MbppPlusQuestion, _: str | None) -> tuple[str, str, dict[str, Any]]:
+    """Return EvalPlus' prompt, the reference solution, and what grading needs."""
+    split = split_of(int(question.task_id.removeprefix("Mbpp/")))
+    reference = question.prompt + question.canonical_solution
+    return question.prompt.strip() + "\n", reference, question.model_dump() | {"subject": split}
 
-    MBPP's own test split, 11 to 510, leaves 224 of the 378 tasks of MBPP+ 0.2.0; 108 others are MBPP's training data.
 
-    Raises:
-        DataError: the file or a line is wrong, or no question is left.
+def grading(items: Sequence[Item], sandbox: Sandbox) -> tuple[Grade, dict[str, str]]:
+    """Run the reference solutions; return how programs are graded, and which items cannot be, by id with the reason.
+
+    As in EvalPlus, `plus` wants both sets of inputs right, `base` the first.
     """
-    items = []
-    for place, row in read_objects(path):
-        try:
-            question = MbppPlusQuestion.model_validate(row)
-        except ValidationError as error:
-            problem = error.errors()[0]
-            where = ".".join(map(str, problem["loc"]))
-            fields = ", ".join(f'"{name}"' for name in MbppPlusQuestion.model_fields)
-            raise DataError(f"{place}: {where}: {problem['msg']}. A task has {fields}.") from error
-        number = int(question.task_id.removeprefix("Mbpp/"))
-        if ids[0] <= number <= ids[1]:
-            prompt = question.prompt.strip() + "\n"
-            reference = question.prompt + question.canonical_solution
-            items.append(Item(f"mbpp-{number:05d}", place, prompt, reference, question.model_dump()))
-    if not items:
-        raise DataError(f"{path}: no task with an id from Mbpp/{ids[0]} to Mbpp/{ids[1]}.")
-    return items
+    with ThreadPoolExecutor(processors()) as pool:
+        found = dict(
+            zip([item.id for item in items], pool.map(lambda item: truths_of(item, sandbox), items), strict=True)
+        )
+    truths = {id: truth for id, truth in found.items() if not isinstance(truth, str)}
+
+    def grade(response: str, item: Item) -> dict[str, bool]:
+        wrong = failures(sanitized(response, item), truths[item.id], sandbox)
+        return {"plus": wrong["base"] is None and wrong["plus"] is None, "base": wrong["base"] is None}
+
+    return grade, {id: f"the reference solution failed: {why}" for id, why in found.items() if isinstance(why, str)}
 
 
-def find_truths(items: Sequence[Item], sandbox: Sandbox) -> tuple[dict[str, dict[str, Truth]], dict[str, int]]:
-    """Run the reference solutions; return by item and set what is true, and how many items have no truth, by reason."""
-    truths: dict[str, dict[str, Truth]] = {}
-    left_out = Counter[str]()
-    for item in items:
-        found = {name: _truth(item, name, sandbox) for name in SETS}
-        wrong = [reason for reason in found.values() if isinstance(reason, str)]
-        if wrong:
-            left_out[f"the reference solution failed: {wrong[0]}"] += 1
-        else:
-            truths[item.id] = {name: truth for name, truth in found.items() if isinstance(truth, Truth)}
-    return truths, dict(left_out)
+def truths_of(item: Item, sandbox: Sandbox) -> dict[str, Truth] | str:
+    """Return by set what the reference solution gives for its inputs, or why it gives nothing."""
+    truths = {}
+    for name in SETS:
+        truth = _truth(item, name, sandbox)
+        if isinstance(truth, str):
+            return truth
+        truths[name] = truth
+    return truths
 
 
-def grade_mbpp_plus(program: str, truths: dict[str, Truth], sandbox: Sandbox) -> dict[str, str | None]:
+def failures(program: str, truths: dict[str, Truth], sandbox: Sandbox) -> dict[str, str | None]:
     """Return why a program is wrong on a task, or `None` where it is right, by set; each is judged by itself."""
     return {
         name: failure(sandbox.run(program, [check.call for check in truth.checks], truth.limits), truth.checks)
@@ -236,3 +229,19 @@ def _evalplus(module: str) -> ModuleType:
             f"evaluation.task: mbpp_plus needs EvalPlus 0.3.1, which cannot be imported ({error}). Install it with "
             "pip install 'tuneshift[eval]' and pip install --no-deps evalplus==0.3.1."
         ) from error
+
+
+MBPP_PLUS = Benchmark(
+    hub=None,
+    subtasks=SPLITS,
+    question=MbppPlusQuestion,
+    ask=ask,
+    metrics=("plus", "base"),
+    grade=None,
+    stop=STOP,
+    max_new_tokens=MAX_NEW_TOKENS,
+    harness_task=None,
+    options=lambda item: None,
+    grading=grading,
+    default_subtask=SPLITS[0],
+)

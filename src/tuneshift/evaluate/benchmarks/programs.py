@@ -6,6 +6,7 @@ came back are compared with them.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,12 @@ from typing import Any
 
 from tuneshift.plain import canonical, encode
 from tuneshift.sandbox import Call, Result
+
+SPLITS = ("test", "validation", "train", "prompt")
+"""MBPP's, the one that is asked by default first."""
+STOP = ("\nif __name__", "\ndef main(", "\nprint(", '\n"""', "\nassert")
+"""What ends a program: EvalPlus 0.3.1, provider/utility.py, but for the special tokens, which end a response anyway."""
+MAX_NEW_TOKENS = 768  # EvalPlus 0.3.1, provider/base.py
 
 FENCED = re.compile(r"```(?:[Pp]ython3?|py)?[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL)
 """A block of code in Markdown, as chat models write it."""
@@ -49,3 +56,13 @@ def program_of(response: str) -> str:
     """Return the program in a response: its first block of code in Markdown, or all of it where there is none."""
     block = FENCED.search(response)
     return block[1] if block else response
+
+
+def split_of(task_id: int) -> str:
+    """Return the split that MBPP's paper puts a task into (section 2)."""
+    return "prompt" if task_id < 11 else "test" if task_id < 511 else "validation" if task_id < 601 else "train"
+
+
+def processors() -> int:
+    """Return how many programs may run at a time: one for each processor that this process may use."""
+    return len(os.sched_getaffinity(0))
