@@ -9,15 +9,18 @@ from math import comb, sqrt
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest
+from statsmodels.stats.contingency_tables import mcnemar
+from statsmodels.stats.multitest import multipletests
 
 from tuneshift.evaluate.stats import (
     Interval,
     McNemar,
     Proportion,
     holm,
+    holm_family,
     mcnemar_exact,
     minimum_detectable_difference,
     paired_difference,
@@ -81,10 +84,11 @@ def test_impossible_proportions(correct: int, n: int, message: str) -> None:
 
 
 def test_mcnemar_by_hand() -> None:
-    # b = 1, c = 5: 2 (1 + 6) / 2^6.
-    assert mcnemar_exact(*outcomes(TF=1, FT=5, TT=7, FF=2)) == McNemar(1, 5, pytest.approx(14 / 64))
-    assert mcnemar_exact(*outcomes(TT=7, FF=2)) == McNemar(0, 0, 1.0)
-    assert mcnemar_exact(*outcomes(TF=4, FT=4)) == McNemar(4, 4, 1.0)
+    # b = 1, c = 5: 2 (1 + 6) / 2^6, and for the mid-p value 6 / 2^6 less.
+    found = mcnemar_exact(*outcomes(TF=1, FT=5, TT=7, FF=2))
+    assert found == McNemar(1, 5, pytest.approx(14 / 64), pytest.approx(8 / 64))
+    assert mcnemar_exact(*outcomes(TT=7, FF=2)) == McNemar(0, 0, 1.0, 1.0)
+    assert mcnemar_exact(*outcomes(TF=4, FT=4)) == McNemar(4, 4, 1.0, pytest.approx(1.0))
 
 
 @given(st.integers(0, 400), st.integers(0, 400))
@@ -94,6 +98,15 @@ def test_mcnemar_against_scipy_and_exact_fractions(only_first: int, only_second:
     tail = Fraction(sum(comb(n, k) for k in range(min(only_first, only_second) + 1)), 2**n)
     assert p == pytest.approx(float(min(Fraction(1), 2 * tail)), rel=1e-9)
     assert p == pytest.approx(binomtest(only_first, n).pvalue if n else 1.0, rel=1e-9)
+
+
+@given(st.integers(0, 200), st.integers(0, 200))
+def test_mcnemar_against_statsmodels_and_its_mid_p_by_definition(only_first: int, only_second: int) -> None:
+    test = mcnemar_exact(*outcomes(TF=only_first, FT=only_second, TT=1))
+    assert test.p_value == pytest.approx(mcnemar([[1, only_first], [only_second, 0]], exact=True).pvalue, rel=1e-9)
+    n, fewer = only_first + only_second, min(only_first, only_second)
+    half = sum(comb(n, k) for k in range(fewer)) + Fraction(comb(n, fewer), 2)
+    assert test.mid_p == pytest.approx(float(2 * half / 2**n), rel=1e-9)
 
 
 @given(outcome_pairs)
@@ -248,6 +261,17 @@ def test_holm_by_hand() -> None:
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([0.2]) == [0.2]
     assert holm([0.6, 0.9]) == [1.0, 1.0]
+
+
+@settings(max_examples=20)  # statsmodels collects garbage in every call
+@given(p_values)
+def test_holm_against_statsmodels(values: list[float]) -> None:
+    assert holm(values) == pytest.approx(multipletests(values, method="holm")[1], abs=1e-12)
+
+
+def test_a_comparison_that_was_not_made_stays_none_and_makes_the_family_no_larger() -> None:
+    assert holm_family({"a": 0.04, "b": None, "c": 0.01}) == {"a": 0.04, "b": None, "c": 0.02}
+    assert holm_family({"a": None}) == {"a": None}
 
 
 @given(p_values, st.floats(0.001, 0.999))

@@ -10,15 +10,17 @@ refused), empty input raises, and a value that does not exist is None, with its 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from math import sqrt
 from statistics import NormalDist
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+Name = TypeVar("Name", bound=Hashable)
 
 # Guess. The resamples left out are those with the most extreme ratios, so the interval is a little narrow.
 MAX_UNDEFINED_RESAMPLES = 0.05
@@ -57,7 +59,7 @@ class Proportion:
         (p + z^2/2n ± z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n), with z the normal quantile of
         (1 + level) / 2. Unlike p ± z SE it has a width at p = 0 and p = 1. Source: Wilson 1927.
         """
-        _check_open_unit(level=level)
+        check_open_unit(level=level)
         z = NormalDist().inv_cdf((1 + level) / 2)
         p, n = self.accuracy, self.n
         scale = 1 + z**2 / n
@@ -71,26 +73,32 @@ class Proportion:
 
 @dataclass(frozen=True)
 class McNemar:
-    """McNemar's test: the items that only one of the two models got right, and the two-sided p value."""
+    """McNemar's test: the items that only one of the two models got right, and two-sided p values.
+
+    `p_value` is exact and never too liberal; `mid_p` is sharper, and may pass the level by a little.
+    """
 
     only_first: int
     only_second: int
     p_value: float
+    mid_p: float
 
 
 def mcnemar_exact(first: Sequence[bool], second: Sequence[bool]) -> McNemar:
     """Test whether two models that answered the same items are equally accurate.
 
     With b and c the items that only the first and only the second got right:
-    p = min(1, 2 P[X <= min(b, c)]), X ~ Binomial(b + c, 1/2); p = 1 when b + c = 0.
-    Source: McNemar 1947, in its exact (binomial) form, which is never too liberal.
+    p = min(1, 2 P[X <= min(b, c)]), X ~ Binomial(b + c, 1/2); p = 1 when b + c = 0. The mid-p value counts
+    half of the observed outcome's probability: 2 P[X <= min(b, c)] - P[X = min(b, c)].
+    Source: McNemar 1947, in its exact (binomial) form; Fagerland, Lydersen and Laake 2013 (mid-p).
     """
     from scipy.stats import binom
 
-    a, b = _paired(first=first, second=second)
+    a, b = paired_arrays(first=first, second=second)
     only_first, only_second = int((a & ~b).sum()), int((~a & b).sum())
-    tail = float(binom.cdf(min(only_first, only_second), only_first + only_second, 0.5))
-    return McNemar(only_first, only_second, p_value=min(1.0, 2 * tail))
+    fewer, both = min(only_first, only_second), only_first + only_second
+    tail, point = float(binom.cdf(fewer, both, 0.5)), float(binom.pmf(fewer, both, 0.5))
+    return McNemar(only_first, only_second, p_value=min(1.0, 2 * tail), mid_p=min(1.0, 2 * tail - point))
 
 
 @dataclass(frozen=True)
@@ -113,17 +121,16 @@ def paired_difference(
     """Return mean(second) - mean(first), with the percentile bootstrap interval over items.
 
     An item's difference is -1, 0 or 1, so drawing n items with replacement is one multinomial draw of
-    the three counts. The interval's half width is about z sd(d) / sqrt(n). With no discordant pair its
+    these values' counts. The interval's half width is about z sd(d) / sqrt(n). With no discordant pair its
     width is 0: a bootstrap cannot show differences that the data never showed.
     Source: Efron 1979 (percentile bootstrap); Miller 2024, arXiv 2411.00640 (paired standard error).
     """
     import numpy as np
 
-    a, b = _paired(first=first, second=second)
-    values = np.array([-1, 0, 1])
-    counts = np.array([(a & ~b).sum(), (a == b).sum(), (~a & b).sum()])
-    draws = _resampled_counts(counts, resamples=resamples, seed=seed) @ values / len(a)
-    return PairedDifference(float(counts @ values / len(a)), _percentile_interval(draws, level), resamples)
+    a, b = paired_arrays(first=first, second=second)
+    values, counts = np.unique(b.astype(int) - a, return_counts=True)
+    draws = resampled_counts(counts, resamples=resamples, seed=seed) @ values / len(a)
+    return PairedDifference(float(counts @ values / len(a)), percentile_interval(draws, level), resamples)
 
 
 @dataclass(frozen=True)
@@ -158,7 +165,7 @@ def recovery(
     """
     import numpy as np
 
-    t0, t1, f = _paired(before=before, after=after, source=source)
+    t0, t1, f = paired_arrays(before=before, after=after, source=source)
     counts = np.bincount(4 * t0 + 2 * t1 + f, minlength=8)
     pattern = np.arange(8)
     gain = (pattern >> 1 & 1) - (pattern >> 2 & 1)
@@ -167,13 +174,13 @@ def recovery(
         right = f"of {len(f)} items, the source got {f.sum()} right and the target {t0.sum()} before"
         return Recovery(None, None, reason=f"nothing to recover: {right}")
     ratio = float(counts @ gain / (counts @ lead))
-    draws = _resampled_counts(counts, resamples=resamples, seed=seed)
+    draws = resampled_counts(counts, resamples=resamples, seed=seed)
     undefined = draws @ lead <= 0
     if undefined.mean() > MAX_UNDEFINED_RESAMPLES:
         share = f"in {undefined.mean():.1%} of the resamples the source has no lead over the target"
         return Recovery(ratio, None, reason=f"no interval: {share}; {len(f)} items are too few")
     ratios = (draws @ gain)[~undefined] / (draws @ lead)[~undefined]
-    return Recovery(ratio, _percentile_interval(ratios, level), reason=None)
+    return Recovery(ratio, percentile_interval(ratios, level), reason=None)
 
 
 def minimum_detectable_difference(n: int, discordant: float, *, power: float = 0.8, alpha: float = 0.05) -> float:
@@ -189,7 +196,7 @@ def minimum_detectable_difference(n: int, discordant: float, *, power: float = 0
         raise ValueError(f"n = {n}: at least one item is needed")
     if not 0 < discordant <= 1:
         raise ValueError(f"discordant = {discordant}: expected a share of the items, above 0 and at most 1")
-    _check_open_unit(power=power, alpha=alpha)
+    check_open_unit(power=power, alpha=alpha)
     z = NormalDist().inv_cdf
     return (z(1 - alpha / 2) + z(power)) * sqrt(discordant / n)
 
@@ -211,7 +218,18 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def _paired(**outcomes: Sequence[bool]) -> list[NDArray[np.bool_]]:
+def holm_family(p_values: Mapping[Name, float | None]) -> dict[Name, float | None]:
+    """Return the adjusted p value of each named comparison, in the order given; see `holm`.
+
+    A comparison that was not made (`None`) stays `None` and makes the family no larger.
+    """
+    made = {name: p for name, p in p_values.items() if p is not None}
+    adjusted = dict(zip(made, holm(list(made.values())), strict=True)) if made else {}
+    return {name: adjusted.get(name) for name in p_values}
+
+
+def paired_arrays(**outcomes: Sequence[bool]) -> list[NDArray[np.bool_]]:
+    """Return the models' outcomes as arrays [items]; refuse what is not True or False, or not of the same items."""
     import numpy as np
 
     sizes = {name: len(values) for name, values in outcomes.items()}
@@ -224,7 +242,8 @@ def _paired(**outcomes: Sequence[bool]) -> list[NDArray[np.bool_]]:
     return arrays
 
 
-def _resampled_counts(counts: NDArray[np.int_], *, resamples: int, seed: int) -> NDArray[np.int64]:
+def resampled_counts(counts: NDArray[np.int_], *, resamples: int, seed: int) -> NDArray[np.int64]:
+    """Return [resamples, kinds]: how often each kind is drawn where as many items as there are get drawn anew."""
     import numpy as np
 
     if resamples < 1:
@@ -233,15 +252,17 @@ def _resampled_counts(counts: NDArray[np.int_], *, resamples: int, seed: int) ->
     return np.random.default_rng(seed).multinomial(n, counts / n, size=resamples)
 
 
-def _percentile_interval(draws: NDArray[np.float64], level: float) -> Interval:
+def percentile_interval(draws: NDArray[np.float64], level: float) -> Interval:
+    """Return the interval between the quantiles (1 - level) / 2 and (1 + level) / 2 of bootstrap draws."""
     import numpy as np
 
-    _check_open_unit(level=level)
+    check_open_unit(level=level)
     low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(low), float(high), level)
 
 
-def _check_open_unit(**values: float) -> None:
+def check_open_unit(**values: float) -> None:
+    """Refuse a level, margin or power that does not lie between 0 and 1."""
     for name, value in values.items():
         if not 0 < value < 1:
             raise ValueError(f"{name} = {value}: expected a number between 0 and 1, both excluded")

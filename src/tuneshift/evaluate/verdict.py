@@ -11,6 +11,7 @@ from dataclasses import asdict
 from typing import Any
 
 from tuneshift.evaluate.stats import (
+    McNemar,
     Proportion,
     mcnemar_exact,
     minimum_detectable_difference,
@@ -20,6 +21,14 @@ from tuneshift.evaluate.stats import (
 from tuneshift.evaluate.tasks import Outcome
 
 ALPHA = 0.05  # the conventional level of a two-sided test
+
+
+def shows_improvement(test: McNemar) -> bool:
+    """Tell whether the second model beats the first: more right answers, and "no difference" rejected.
+
+    Where there is no difference this happens in at most ALPHA / 2 of all cases.
+    """
+    return test.only_second > test.only_first and test.p_value < ALPHA
 
 
 def judge(
@@ -34,7 +43,7 @@ def judge(
     discordant = (test.only_first + test.only_second) / n
     return {
         **{name: _rate(arm) for name, arm in _arms(before, after, source).items()},
-        "improved": gain.difference > 0 and test.p_value < ALPHA,
+        "improved": shows_improvement(test),
         "difference": gain.difference,
         "difference_interval": asdict(gain.interval),
         "mcnemar_p": test.p_value,

@@ -1,0 +1,204 @@
+"""Statistics over seeds and items against scipy, statsmodels, cases worked by hand, and simulated truths."""
+
+from __future__ import annotations
+
+from math import sqrt
+
+import numpy as np
+import pandas
+import pytest
+from false_positives import WORLDS, answers
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from scipy.stats import binom, permutation_test
+from statsmodels.formula.api import ols
+from statsmodels.stats.anova import anova_lm
+
+from tuneshift.evaluate.seeds import (
+    ONE_SEED,
+    _mean_squares,
+    accuracy_over_seeds,
+    compare_arms,
+    difference_over_seeds,
+    seed_test,
+)
+from tuneshift.evaluate.stats import holm, mcnemar_exact, paired_difference
+from tuneshift.evaluate.verdict import shows_improvement
+
+Flags = NDArray[np.bool_]
+
+
+def table(seeds: int, items: int, *, seed: int = 0, chance: float = 0.5) -> Flags:
+    return np.random.default_rng(seed).random((seeds, items)) < chance
+
+
+arms = st.tuples(st.integers(1, 4), st.integers(1, 12), st.integers(0, 10_000)).map(
+    lambda shape: (table(*shape[:2], seed=shape[2]), table(*shape[:2], seed=shape[2] + 1, chance=0.7))
+)
+
+
+# The two-level bootstrap
+
+
+@given(st.integers(1, 40), st.integers(0, 10_000))
+def test_with_one_seed_it_is_the_item_bootstrap(items: int, seed: int) -> None:
+    first, second = table(1, items, seed=seed), table(1, items, seed=seed + 1)
+    found = difference_over_seeds(first, second, resamples=300, seed=seed, level=0.9)
+    expected = paired_difference(list(first[0]), list(second[0]), resamples=300, seed=seed, level=0.9)
+    assert (found.value, found.interval) == (expected.difference, expected.interval)
+    assert found.seed_sd is None
+    assert found.reason is not None
+    assert found.reason.startswith(ONE_SEED)
+
+
+def test_the_interval_against_seeds_and_items_resampled_one_by_one() -> None:
+    first, second = table(4, 60, seed=1), table(4, 60, seed=2, chance=0.7)
+    d = second.astype(int) - first
+    rng = np.random.default_rng(3)
+    truth = [d[rng.integers(0, 4, 4)][:, rng.integers(0, 60, 60)].mean() for _ in range(20_000)]
+    found = difference_over_seeds(first, second, resamples=20_000).interval
+    assert (found.low, found.high) == pytest.approx(tuple(np.quantile(truth, [0.025, 0.975])), abs=0.01)
+
+
+def test_the_split_into_seeds_and_items_by_hand() -> None:
+    # Accuracies of the seeds 1/2 and 1; of the items 1, 1/2, 1, 1/2.
+    found = accuracy_over_seeds([[True, False, True, False], [True] * 4])
+    assert found.value == 0.75
+    assert found.seed_sd == pytest.approx(sqrt(2 * 0.25**2))
+    assert found.item_se == pytest.approx(sqrt(4 * 0.25**2 / 3) / 2)
+    assert (found.seeds, found.items, found.reason) == (2, 4, None)
+
+
+@given(arms)
+def test_the_estimates_bounds_and_symmetry(pair: tuple[Flags, Flags]) -> None:
+    first, second = pair
+    found, swapped = (difference_over_seeds(*sides, resamples=100) for sides in ((first, second), (second, first)))
+    assert -1 <= found.interval.low <= found.interval.high <= 1
+    assert found.value == pytest.approx(-swapped.value)
+    assert found.value == pytest.approx(accuracy_over_seeds(second).value - accuracy_over_seeds(first).value)
+    assert found == difference_over_seeds(first, second, resamples=100)
+
+
+def test_an_arm_without_seeds_stands_beside_every_seed() -> None:
+    before, after = table(1, 30, seed=1), table(3, 30, seed=2)
+    assert difference_over_seeds(before, after) == difference_over_seeds(np.repeat(before, 3, axis=0), after)
+
+
+# The test of "no difference"
+
+
+@given(arms)
+def test_the_mean_squares_against_statsmodels(pair: tuple[Flags, Flags]) -> None:
+    d = pair[1].astype(int) - pair[0]
+    if min(d.shape) < 2:
+        return
+    seeds, items = (index.ravel() for index in np.indices(d.shape))
+    frame = pandas.DataFrame({"d": d.ravel(), "seed": seeds, "item": items})
+    expected = anova_lm(ols("d ~ C(seed) + C(item)", frame).fit())["mean_sq"]
+    assert _mean_squares(d) == pytest.approx(tuple(expected), abs=1e-9)
+
+
+@given(arms)
+def test_the_sign_flips_against_scipys_exact_permutation_test(pair: tuple[Flags, Flags]) -> None:
+    sums = (pair[1].astype(int) - pair[0]).sum(axis=0)
+    # scipy flips nothing where there is one item; two-sided there means twice the smaller tail, equal by symmetry.
+    if len(sums) < 2:
+        return
+    expected = permutation_test((sums,), np.sum, permutation_type="samples", n_resamples=np.inf).pvalue
+    assert seed_test(*pair).p_items == pytest.approx(expected)
+
+
+@given(st.integers(1, 60), st.integers(0, 10_000))
+def test_with_one_seed_it_is_mcnemars_test(items: int, seed: int) -> None:
+    first, second = table(1, items, seed=seed), table(1, items, seed=seed + 1, chance=0.8)
+    found = seed_test(first, second)
+    assert found.p_items == pytest.approx(mcnemar_exact(list(first[0]), list(second[0])).p_value)
+    assert (found.p_value, found.reason) == (None, ONE_SEED)
+
+
+def test_p_by_hand() -> None:
+    # Item sums 2, 2, 2: both tails of eight signs. All cells are equal, so the t test adds nothing.
+    found = seed_test([[False] * 3] * 2, [[True] * 3] * 2)
+    assert (found.p_items, found.p_value) == (2 / 8, 2 / 8)
+    assert seed_test([[True, False]] * 2, [[True, False]] * 2).p_value == 1
+    # d = [1 1 1 1 1 1 1 1], [1 1 1 1 0 0 0 0]: MS_seeds 1, MS_items 2/7, MS_rest 2/7, so t = 0.75 / sqrt(1 / 16) = 3
+    # with one degree of freedom: p = 1 - 2 atan(3) / pi.
+    found = seed_test([[False] * 8] * 2, [[True] * 8, [True] * 4 + [False] * 4])
+    assert found.p_items == pytest.approx(2 / 2**8)
+    assert found.p_value == pytest.approx(1 - 2 * np.arctan(3) / np.pi)
+
+
+RUNS = 300
+AT_MOST = binom.ppf(0.9999, RUNS, 0.05)  # of 300 true nulls, so that one of ten thousand sound tests fails
+
+
+@pytest.mark.parametrize("items", [50, 200])
+@pytest.mark.parametrize("seeds", [3, 5])
+@pytest.mark.parametrize("world", WORLDS)
+def test_false_positives_over_seeds(world: str, seeds: int, items: int) -> None:
+    rng = np.random.default_rng(seeds * items)
+    p = [seed_test(*answers(rng, seeds, items, **WORLDS[world])).p_value for _ in range(RUNS)]
+    assert sum(value is not None and value <= 0.05 for value in p) <= AT_MOST
+
+
+@pytest.mark.parametrize("items", [50, 200])
+@pytest.mark.parametrize("world", ["independent", "correlated items"])
+def test_false_positives_of_the_verdict_and_of_one_seed(world: str, items: int) -> None:
+    rng = np.random.default_rng(items)
+    drawn = [answers(rng, 1, items, **WORLDS[world]) for _ in range(3 * RUNS)]
+    claimed = sum(shows_improvement(mcnemar_exact(list(a[0]), list(b[0]))) for a, b in drawn)
+    assert 0 < claimed <= binom.ppf(0.9999, 3 * RUNS, 0.05)
+    assert sum(seed_test(a, b).p_items <= 0.05 for a, b in drawn) <= binom.ppf(0.9999, 3 * RUNS, 0.05)
+
+
+def test_why_items_alone_do_not_tell_what_another_training_would_give() -> None:
+    rng = np.random.default_rng(6)
+    drawn = [answers(rng, 3, 200, **WORLDS["seed effects"]) for _ in range(RUNS)]
+    assert sum(seed_test(*arms).p_items <= 0.05 for arms in drawn) > 4 * AT_MOST
+
+
+def test_a_large_gain_is_found_with_three_seeds() -> None:
+    rng = np.random.default_rng(7)
+    found = [
+        seed_test(table(1, 200, seed=int(rng.integers(2**31)), chance=0.2), rng.random((3, 200)) < 0.5).p_value
+        for _ in range(100)
+    ]
+    assert sum(p is not None and p <= 0.05 for p in found) > 80
+
+
+# Families
+
+
+def test_a_family_is_compared_with_its_reference() -> None:
+    given_arms = {name: table(3, 80, seed=index, chance=0.5 + index / 10) for index, name in enumerate("abc")}
+    found = compare_arms(given_arms, reference="b")
+    assert list(found) == ["a", "c"]
+    assert found["c"].difference == difference_over_seeds(given_arms["b"], given_arms["c"])
+    raw = [seed_test(given_arms["b"], given_arms[name]).p_value for name in "ac"]
+    assert [found[name].p_adjusted for name in "ac"] == holm([p for p in raw if p is not None])
+    assert compare_arms({name: arm[:1] for name, arm in given_arms.items()}, reference="a")["b"].p_adjusted is None
+    with pytest.raises(ValueError, match="reference = 'd'"):
+        compare_arms(given_arms, reference="d")
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "message"),
+    [
+        ([[]], [[]], "at least one each"),
+        ([True], [False], r"arrays \[seeds, items\]"),
+        ([[True, None]], [[True, False]], "of True and False"),
+        ([[1, 0]], [[True, False]], "of True and False"),
+        ([[True, False]], [[True]], "the same seeds and items"),
+        ([[True]] * 2, [[True]] * 3, "the same seeds and items"),
+    ],
+)
+def test_refused_outcomes(first, second, message) -> None:
+    for statistic in (difference_over_seeds, seed_test):
+        with pytest.raises(ValueError, match=message):
+            statistic(first, second)
+    with pytest.raises(ValueError, match="resamples = 0"):
+        difference_over_seeds([[True]], [[False]], resamples=0)
