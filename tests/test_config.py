@@ -108,7 +108,7 @@ def test_the_smallest_complete_file_loads_with_the_papers_defaults(tmp_path: Pat
         "evaluation": {
             "task": "jsonl", "data": str(tmp_path / "test.jsonl"), "subtask": None, "harness": "native",
             "held_out": None, "metric": "exact_match", "pattern": None, "max_new_tokens": None, "stop": None,
-            "unsafe_no_sandbox": False,
+            "unsafe_no_sandbox": False, "regression": None,
         },
         "engine": {
             "kind": "hf", "batch_size": 128, "workers": 1, "ray_address": None, "threads": None,
@@ -427,6 +427,20 @@ def test_a_small_file_that_unfolds_to_gigabytes_is_refused_in_little_memory(tmp_
 # --- paths ---
 
 
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("margin=0", "evaluation.regression.margin"),
+        ("margin=1", "evaluation.regression.margin"),
+        ("metric=regex", "`pattern` and `metric: regex` go together"),
+        ("metric=accuracy", "'accuracy' is none of exact_match"),
+        ("marginn=0.1", "did you mean `margin`"),
+    ],
+)
+def test_regression_questions_are_checked_as_the_evaluations_are(tmp_path: Path, setting: str, said: str) -> None:
+    assert said in refused(tmp_path, "evaluation.regression.data=other.jsonl", f"evaluation.regression.{setting}")
+
+
 @pytest.mark.parametrize("key", ["seeds", "evaluation.data", "run.dir", "generator.prompts"])
 def test_a_relative_path_starts_at_the_yaml_files_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str
@@ -650,7 +664,8 @@ CHANGES = {
     "evaluation.metric": "numeric", "evaluation.task": "gsm8k", "evaluation.subtask": "navigate",
     "evaluation.harness": "lm_eval", "evaluation.held_out": "{fraction: 0.5}",
     "evaluation.unsafe_no_sandbox": "true",
-    "evaluation.pattern": "x+", "evaluation.max_new_tokens": "9", "evaluation.stop": "['###']", "run.seed": "1",
+    "evaluation.pattern": "x+", "evaluation.max_new_tokens": "9", "evaluation.stop": "['###']",
+    "evaluation.regression": "{data: other.jsonl}", "run.seed": "1",
     "run.device": "cpu", "run.dtype": "float32", "run.trust_remote_code": "true",
     "engine.kind": "vllm", "engine.batch_size": "64", "engine.max_model_len": "64",
     "engine.fine_tuned": "{base_url: 'http://h/v1', model: other}",

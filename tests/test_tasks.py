@@ -1,4 +1,4 @@
-"""Metrics, and the verdict that is made from their outcomes."""
+"""Metrics."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from tuneshift.errors import ConfigError
-from tuneshift.evaluate.tasks import Outcome, find_metric
-from tuneshift.evaluate.verdict import judge, sentence
+from tuneshift.evaluate.tasks import find_metric
 
 
 @pytest.mark.parametrize(
@@ -48,32 +47,3 @@ def test_a_dotted_path_finds_a_function_beside_the_configuration(tmp_path: Path)
 def test_a_dotted_path_that_is_no_function_is_refused(name: str) -> None:
     with pytest.raises(ConfigError, match=r"evaluation\.metric"):
         find_metric(name)
-
-
-def outcomes(flags: str) -> list[Outcome]:
-    return [Outcome(str(n), "", flag == "1", "stop") for n, flag in enumerate(flags)]
-
-
-def test_an_improvement_is_claimed_only_when_the_exact_test_rejects() -> None:
-    few = judge(before=outcomes("0" * 10), after=outcomes("1" * 5 + "0" * 5), source=outcomes("1" * 10))
-    assert few["mcnemar_p"] == pytest.approx(2 * 0.5**5)  # five discordant pairs, all one way
-    assert few["improved"] is False
-    assert few["recovery"] == 0.5
-    more = judge(before=outcomes("0" * 10), after=outcomes("1" * 6 + "0" * 4), source=outcomes("1" * 10))
-    assert more["mcnemar_p"] == pytest.approx(2 * 0.5**6)
-    assert more["improved"] is True
-    assert "improved from 0 to 6 of 10" in sentence(more)
-
-
-def test_a_significant_loss_is_no_improvement() -> None:
-    verdict = judge(before=outcomes("1" * 10), after=outcomes("0" * 10), source=outcomes("1" * 10))
-    assert verdict["mcnemar_p"] < 0.01
-    assert verdict["improved"] is False
-    assert sentence(verdict).startswith("No improvement shown")
-
-
-def test_recovery_is_null_with_a_reason_when_the_source_is_no_better() -> None:
-    verdict = judge(before=outcomes("11"), after=outcomes("11"), source=outcomes("10"))
-    assert verdict["recovery"] is None
-    assert verdict["recovery_reason"]
-    assert verdict["minimum_detectable_difference"] is None

@@ -20,6 +20,7 @@ from tuneshift.run.ledger import Ledger
 RUN_FILES = {
     ".lock", "config.yaml", "ledger.sqlite", "dataset/kept.jsonl", "training.json", "verdict.json", "report.md",
     "manifest.json", "evaluation/before.jsonl", "evaluation/after.jsonl", "evaluation/source.jsonl",
+    "evaluation/base.jsonl",
     "adapter/README.md", "adapter/adapter_config.json", "adapter/adapter_model.safetensors",
     "adapter/tokenizer.json", "adapter/tokenizer_config.json",
 }  # fmt: skip
@@ -63,7 +64,8 @@ def test_counts_agree_between_ledger_dataset_and_verdict(finished: Path) -> None
     assert verdict["candidates"] == len(candidates) == 5 * len(calls)
     assert verdict["kept"] == len(kept)
     assert sum(verdict["reasons"].values()) == len(candidates)
-    assert verdict["before"]["n"] == verdict["after"]["n"] == verdict["source"]["n"] == 5
+    assert [verdict[arm]["n"] for arm in ("before", "after", "source", "base")] == [5] * 4
+    assert (verdict["regression"], verdict["regression_reason"]) == (None, "no evaluation.regression is configured")
     assert set(verdict["seconds"]) == {"preflight", "synthesis", "distill", "evaluate"}
     assert verdict["peak_memory_bytes"] > 2**20
 
@@ -202,6 +204,49 @@ def test_evaluate_again_on_other_data(finished: Path, tiny: Tiny, tmp_path: Path
     assert run_cli("report", str(copy)) == 0
 
 
+def test_other_questions_tell_what_the_target_forgot(tiny: Tiny, tmp_path: Path) -> None:
+    other = write_jsonl(tmp_path / "other.jsonl", [{"prompt": f"{text}:", "reference": "x"} for text in CORPUS[:4]])
+    config = write_project(
+        tmp_path,
+        tiny,
+        synthesis={"target_size": 4},
+        evaluation={"data": "test.jsonl", "regression": {"data": str(other), "max_new_tokens": 3, "margin": 0.1}},
+    )
+    run = tmp_path / "run"
+    assert run_cli("transfer", str(config), "--run-dir", str(run)) == 3
+    added = {f"evaluation/regression_{arm}.jsonl" for arm in ("before", "after")}
+    assert files(run) == RUN_FILES | added
+    assert added <= set(json.loads((run / "manifest.json").read_text())["files"])
+    found = json.loads((run / "verdict.json").read_text())["regression"]
+    assert (found["before"]["n"], found["after"]["n"], found["margin"]) == (4, 4, 0.1)
+    assert found["non_inferior"] is None  # four questions rule out no loss of a tenth
+    assert found["questions"]["max_new_tokens"] == 3
+    assert "## Regression" in (run / "report.md").read_text()
+    trained = json.loads((run / "dataset/kept.jsonl").read_text().splitlines()[0])["prompt"]
+    write_jsonl(other, [{"prompt": trained, "reference": "x"}, {"prompt": "a b", "reference": "c"}])
+    for margin in ("0.1", "0.2"):  # another margin is another judgement of the same answers
+        assert run_cli("evaluate", str(run), "--set", f"evaluation.regression.margin={margin}") == 3
+    (again,) = (run / "evaluations").iterdir()
+    found = json.loads((again / "verdict.json").read_text())["regression"]
+    assert (found["before"]["n"], found["excluded_questions"], found["margin"]) == (1, 1, 0.2)
+
+
+def test_regression_prompts_are_held_out_and_have_to_fit_into_the_target(tiny: Tiny, tmp_path: Path) -> None:
+    from tuneshift.config import load_config
+    from tuneshift.preflight import read_inputs
+
+    other = write_jsonl(tmp_path / "other.jsonl", [{"prompt": "play " * 200, "reference": "x"}])
+    config = write_project(tmp_path, tiny, evaluation={"data": "test.jsonl", "regression": {"data": "other.jsonl"}})
+    inputs = read_inputs(load_config(config).config, folder=tmp_path)
+    assert len(inputs.held_out) == 6
+    assert inputs.held_out[-1] == "play " * 200
+    assert set(inputs.digests) >= {"evaluation.data", "evaluation.regression.data"}
+    assert run_cli("transfer", str(config), "--run-dir", str(tmp_path / "run")) == 2
+    assert not (tmp_path / "run").exists()
+    other.unlink()
+    assert run_cli("plan", str(config)) == 2
+
+
 def test_questions_that_were_trained_on_are_left_out_and_counted(finished: Path, tmp_path: Path) -> None:
     copy = tmp_path / "run"
     shutil.copytree(finished, copy)
@@ -275,6 +320,8 @@ def test_plan_estimates_and_writes_nothing(tiny: Tiny, tmp_path: Path, capsys: p
     estimate = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert estimate["probe"]["candidates"] == 20
     assert estimate["training_steps"] == 2 * 3
+    assert estimate["questions"] == 5
+    assert [found["gain"] for found in estimate["detectable_gains"]] == [None, None]  # five questions are too few
     assert files(tmp_path) == before
 
 

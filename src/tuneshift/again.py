@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tuneshift.criteria import Criterion, decide_all, score_of, unmeasured
+from tuneshift.datafiles import Item
 from tuneshift.dataset import kept_rows, read_rows
 from tuneshift.errors import ConfigError, DataError, ResumeRefused, RunDirectoryError
 from tuneshift.evaluate.evidence import gather_evidence
@@ -137,17 +138,30 @@ def evaluate_again(
         raise ConfigError(f"{run.path}: no questions are configured. Give --set evaluation.data=FILE.jsonl.")
     inputs = read_inputs(loaded.config, folder=loaded.folder, trains=False)
     trained = {normalize(row["prompt"]) for row in read_rows(run.dataset)}
-    asked = [item for item in inputs.items if normalize(item.prompt) not in trained]
-    excluded = len(inputs.items) - len(asked)
-    if not asked:
-        raise DataError(f"{inputs.items[0].place}: the target was trained on this prompt and on every other of these.")
-    if excluded:
-        progress.note(f"{excluded} of {len(inputs.items)} questions are left out: the target was trained on them")
-    settings = evidence_settings(loaded, replace(inputs, items=asked), run.adapter)
-    folder = run.evaluations / settings["questions"].fingerprint()
-    verdict = {**gather_evidence(folder, progress=progress, **settings), "excluded_questions": excluded}
+    asked = _untrained(inputs.items, trained, "evaluation.data", progress)
+    regression = _untrained(inputs.regression, trained, "evaluation.regression.data", progress)
+    settings = evidence_settings(loaded, replace(inputs, items=asked, regression=regression), run.adapter)
+    others = settings["regression"]
+    fingerprints = [settings["questions"].fingerprint(), *([others.questions.fingerprint()] if others else [])]
+    folder = run.evaluations / "-".join(fingerprints)
+    verdict = gather_evidence(folder, progress=progress, **settings)
+    verdict["excluded_questions"] = len(inputs.items) - len(asked)
+    if others is not None:
+        verdict["regression"]["excluded_questions"] = len(inputs.regression) - len(regression)
     write_json(folder / "verdict.json", verdict)
     return verdict, folder
+
+
+def _untrained(items: Sequence[Item], trained: set[str], setting: str, progress: Progress) -> list[Item]:
+    """Return the questions that the target was not trained on."""
+    left = [item for item in items if normalize(item.prompt) not in trained]
+    if items and not left:
+        raise DataError(f"{setting}: the target was trained on every one of these prompts. Give other questions.")
+    if len(left) < len(items):
+        progress.note(
+            f"{setting}: {len(items) - len(left)} of {len(items)} are left out: the target was trained on them"
+        )
+    return left
 
 
 def report_again(run: RunDirectory) -> None:

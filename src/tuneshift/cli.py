@@ -337,8 +337,8 @@ def _show_verdict(verdict: dict[str, Any], path: Path, as_json: bool) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from tuneshift.evaluate.verdict import sentence
-    from tuneshift.report.markdown import ACCURACY_HEADER, accuracy_rows
+    from tuneshift.evaluate.verdict import points_with_interval, sentence
+    from tuneshift.report.markdown import ACCURACY_HEADER, accuracy_rows, regression_line
 
     console = Console(highlight=False)
     if verdict["improved"] is not None:
@@ -347,7 +347,10 @@ def _show_verdict(verdict: dict[str, Any], path: Path, as_json: bool) -> None:
             table.add_row(*row)
         console.print(table)
         recovery = f"{verdict['recovery']:.2f}" if verdict["recovery"] is not None else "n/a"
-        console.print(f"gain {verdict['difference']:+.1%}, McNemar p {verdict['mcnemar_p']:.2g}, recovery {recovery}")
+        gain = points_with_interval(verdict["difference"], verdict["difference_interval"], verdict["after"]["n"])
+        console.print(f"gain {gain}; McNemar p {verdict['mcnemar_p']:.2g}; recovery {recovery}")
+        if verdict.get("regression"):
+            console.print(regression_line(verdict["regression"]))
     if "kept" in verdict:
         _show_costs(verdict, console)
     console.print(sentence(verdict))

@@ -22,6 +22,7 @@ from tuneshift.engines.base import Decoding
 from tuneshift.engines.source import Source
 from tuneshift.errors import NothingKeptError
 from tuneshift.evaluate.evidence import gather_evidence
+from tuneshift.evaluate.verdict import detectable_sentence
 from tuneshift.launch import train
 from tuneshift.measuring import Instruments
 from tuneshift.preflight import Inputs, read_inputs
@@ -66,6 +67,8 @@ def transfer(loaded: LoadedConfig, run: RunDirectory, *, progress: Progress = SI
     resumed = check_resumable(loaded, run, inputs.digests)
     if resumed and run.manifest.exists():
         return dict(read_json(run.verdict))  # finished: nothing is measured again
+    if inputs.items:
+        progress.note(detectable_sentence(len(inputs.items)))
     if not (resumed and synthesis_finished(run)):
         with synthesis_models(loaded, inputs, progress) as models, open_ledger(loaded, run, inputs.digests) as ledger:
             ledger.add_seconds("preflight", time.monotonic() - started)
@@ -87,7 +90,7 @@ def transfer(loaded: LoadedConfig, run: RunDirectory, *, progress: Progress = SI
                 ledger.raise_peaks({"peak_cuda_memory_bytes": distill_run(loaded, run, progress)})
         shutil.rmtree(run.checkpoints, ignore_errors=True)
 
-        # 5) Evidence: T before, T after and F on the same held-out items.
+        # 5) Evidence: T before, T after, F and B on the same held-out items.
         with timed(ledger, "evaluate"):
             settings = evidence_settings(loaded, inputs, run.adapter)
             verdict = gather_evidence(run.evaluation, progress=progress, **settings)
@@ -214,7 +217,7 @@ def synthesis(loaded: LoadedConfig, inputs: Inputs, models: SynthesisModels) -> 
         generator=models.generator,
         seeds=inputs.seeds,
         template=loaded.config.prompt_template,
-        held_out=[item.prompt for item in inputs.items],
+        held_out=inputs.held_out,
         fits=models.fits,
         learnable=models.learnable,
         criterion=criterion_of(loaded),

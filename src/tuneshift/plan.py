@@ -15,24 +15,25 @@ from tuneshift.config import LoadedConfig
 from tuneshift.dataset import kept_rows, pairs
 from tuneshift.distill import Pair
 from tuneshift.evaluate.stats import Proportion
+from tuneshift.evaluate.verdict import ARMS, detectable_gains
 from tuneshift.launch import pairs_per_step, train
 from tuneshift.pipeline import synthesis
 from tuneshift.preflight import Inputs, read_inputs
 from tuneshift.progress import SILENT, Progress
 from tuneshift.prompts.stopping import Limits
+from tuneshift.questions import questions_of
 from tuneshift.run.ledger import Ledger
 from tuneshift.run.usage import peak_memory
 from tuneshift.wiring import (
     SynthesisModels,
     generator_usage,
-    questions_of,
     synthesis_models,
     training_settings,
 )
 
 PROBE = 20  # candidates, as one call of the paper's
 REHEARSAL_STEPS = 5  # of which the first warms up; a median of four is not far off
-ARMS = 3  # T before, T after, F; T is taken to be as fast as F
+T_ARMS = 2  # before and after; T is taken to be as fast as F
 
 
 def plan(loaded: LoadedConfig, *, progress: Progress = SILENT) -> dict[str, Any]:
@@ -73,6 +74,7 @@ def plan(loaded: LoadedConfig, *, progress: Progress = SILENT) -> dict[str, Any]
         checks["warnings"].append(f"generator.prompts has {len(inputs.prompts)} prompts; about {needed} are needed.")
     settings = training_settings(loaded)
     steps = -(-config.synthesis.target_size // pairs_per_step(settings)) * settings.num_train_epochs
+    answers = len(inputs.items) * len(ARMS) + len(inputs.regression) * T_ARMS
     tokens = sum(call.generated_tokens for call in calls)
     tokens += sum(response.n_tokens for c in candidates for response in (c.y_f, c.y_b) if response is not None)
     return {
@@ -87,7 +89,9 @@ def plan(loaded: LoadedConfig, *, progress: Progress = SILENT) -> dict[str, Any]
         "generator_usage": _expected(usage, needed / len(candidates) if needed else None),
         "training_steps": steps,
         "training_seconds": per_step * steps,
-        "evaluation_seconds": None if per_answer is None else per_answer * len(inputs.items) * ARMS,
+        "evaluation_seconds": None if per_answer is None else per_answer * answers,
+        "questions": len(inputs.items),
+        "detectable_gains": detectable_gains(len(inputs.items)) if inputs.items else None,
         **peak_memory(),
         "note": None if kept else "the probe kept nothing, so how many candidates are needed is unknown",
     }
@@ -103,7 +107,7 @@ def _expected(usage: dict[str, Any] | None, factor: float | None) -> dict[str, f
 
 def _answer_seconds(loaded: LoadedConfig, inputs: Inputs, models: SynthesisModels) -> float | None:
     """Return the seconds that F takes for one of the evaluation's answers, in a batch; `None` without questions."""
-    questions = questions_of(loaded, inputs)
+    questions = questions_of(loaded, inputs.items, inputs.digests)
     if questions is None:
         return None
     asked = questions.items[:PROBE]

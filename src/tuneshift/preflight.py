@@ -13,31 +13,34 @@ from typing import Any
 
 from tuneshift.adapters import check_adapter_base, read_adapter_config, resolve_adapter
 from tuneshift.config import Config
-from tuneshift.datafiles import Item, Seed, read_items, read_prompts, read_seeds
+from tuneshift.datafiles import Item, Seed, read_prompts, read_seeds
 from tuneshift.encoding import Reader, encode_prompt
 from tuneshift.engines.base import Decoding
 from tuneshift.engines.source import Source
 from tuneshift.errors import DataError
-from tuneshift.evaluate.benchmarks import BENCHMARKS
-from tuneshift.evaluate.benchmarks.base import gradable, read_benchmark, split_held_out
-from tuneshift.evaluate.benchmarks.harness import check_harness
-from tuneshift.evaluate.tasks import find_metric, grade
 from tuneshift.launch import check_processes
 from tuneshift.models import file_sha256, resolve_model
-from tuneshift.sections.evaluation import EvaluationSection
+from tuneshift.questions import read_own_questions, read_questions
 
 
 @dataclass(frozen=True)
 class Inputs:
     """The user's files, read and checked; `digests` holds by setting what a resumed run must find: their sha256.
 
-    `prompts` are the texts of `generator.prompts`.
+    `items` are the evaluation's questions, `regression` those of `evaluation.regression`, and `prompts` the texts of
+    `generator.prompts`.
     """
 
     seeds: list[Seed]
     items: list[Item]
     digests: dict[str, str]
     prompts: list[str] = field(default_factory=list)
+    regression: list[Item] = field(default_factory=list)
+
+    @property
+    def held_out(self) -> list[str]:
+        """The prompts that must not be trained on."""
+        return [item.prompt for item in (*self.items, *self.regression)]
 
 
 @dataclass(frozen=True)
@@ -61,13 +64,16 @@ def read_inputs(config: Config, *, folder: Path, trains: bool = True) -> Inputs:
     files = {"seeds": Path(config.seeds)}
     seeds = read_seeds(files["seeds"], config.prompt_template)
     items: list[Item] = []
+    regression: list[Item] = []
     prompts: list[str] = []
     digests: dict[str, str] = {}
     if config.generator.prompts is not None:
         files["generator.prompts"] = Path(config.generator.prompts)
         prompts = read_prompts(files["generator.prompts"], config.prompt_template)
-    if config.evaluation:
+    if config.evaluation is not None:
         items, digests["evaluation.data"] = read_questions(config.evaluation, folder=folder)
+        if (other := config.evaluation.regression) is not None:
+            regression, digests["evaluation.regression.data"] = read_own_questions(other.data, other, folder=folder)
     for reference in (
         config.source.base,
         config.source.model,
@@ -95,30 +101,7 @@ def read_inputs(config: Config, *, folder: Path, trains: bool = True) -> Inputs:
         # What else the file says moves no result: a run that lacked memory may go on with another file's text.
         processes = check_processes(Path(config.distill.accelerate), device=config.run.device)
         digests["distill.accelerate"] = f"{processes} processes"
-    return Inputs(seeds, items, digests, prompts)
-
-
-def read_questions(section: EvaluationSection, *, folder: Path) -> tuple[list[Item], str]:
-    """Return the evaluation's items, checked as far as they can be without a model, and the sha256 of their data.
-
-    Raises:
-        UserError: the first thing that is wrong.
-    """
-    benchmark = BENCHMARKS.get(section.task)
-    if benchmark is None:
-        assert section.data is not None
-        items, digest = read_items(Path(section.data)), file_sha256(Path(section.data))
-        metric = find_metric(section.metric_name, pattern=section.pattern, folder=folder)
-        grade(metric, items[0].reference, items[0])
-    else:
-        items, digest = read_benchmark(section.task, benchmark, data=section.data, subtask=section.subtask_name)
-    if section.held_out is not None:
-        items, _ = split_held_out(items, fraction=section.held_out.fraction, seed=section.held_out.seed)
-    if benchmark is not None and section.harness == "lm_eval":
-        check_harness(items, benchmark)
-    if benchmark is not None and benchmark.grading is not None:
-        gradable(benchmark, items, unsafe_no_sandbox=section.unsafe_no_sandbox)
-    return items, digest
+    return Inputs(seeds, items, digests, prompts, regression)
 
 
 def objection(prompt: str, readers: Sequence[Reader], *, room: int) -> str | None:
@@ -128,6 +111,18 @@ def objection(prompt: str, readers: Sequence[Reader], *, room: int) -> str | Non
         if found is not None:
             return found
     return None
+
+
+def check_rooms(rooms: Sequence[tuple[str, str, int]], readers: Sequence[Reader]) -> None:
+    """Check that every model can read each (place, prompt, tokens of the answer).
+
+    Raises:
+        DataError: one cannot.
+    """
+    for place, prompt, room in rooms:
+        found = objection(prompt, readers, room=room)
+        if found is not None:
+            raise DataError(f"{place}: {found}. Shorten the prompt, lower max_new_tokens, or use another model.")
 
 
 def check_models(
@@ -142,10 +137,7 @@ def check_models(
     """
     rooms = [(seed.place, seed.prompt, decoding.max_new_tokens) for seed in inputs.seeds]
     rooms += [(item.place, item.prompt, answer_tokens) for item in inputs.items]
-    for place, prompt, room in rooms:
-        found = objection(prompt, readers, room=room)
-        if found is not None:
-            raise DataError(f"{place}: {found}. Shorten the prompt, lower max_new_tokens, or use another model.")
+    check_rooms(rooms, readers)
     engine = source.engine
     prompts = [encode_prompt(engine.tokenizer, seed.prompt) for seed in inputs.seeds]
     greedy = replace(decoding, temperature=0)

@@ -8,14 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from tuneshift.adapters import resolve_adapter
 from tuneshift.config import Config, LoadedConfig
 from tuneshift.criteria import Criterion, calibrate_tau
-from tuneshift.datafiles import Item, Seed
+from tuneshift.datafiles import Seed
 from tuneshift.distill import TrainingSettings, inspect_target
 from tuneshift.engines.api import ApiSettings, read_secret
 from tuneshift.engines.base import Decoding, Engine, Weights
@@ -23,20 +23,15 @@ from tuneshift.engines.dispatch import HostedModel, cost
 from tuneshift.engines.openai import Endpoint
 from tuneshift.engines.opening import EngineOptions, open_engine
 from tuneshift.engines.source import Source, open_source
-from tuneshift.evaluate.benchmarks import BENCHMARKS
-from tuneshift.evaluate.benchmarks.base import chance_level, gradable
-from tuneshift.evaluate.benchmarks.harness import ask_through_harness, harness_version
-from tuneshift.evaluate.benchmarks.programs import processors
-from tuneshift.evaluate.evidence import Ask, Questions
-from tuneshift.evaluate.tasks import answer_items, find_metric, grade, metric_digest
 from tuneshift.measuring import Instruments
 from tuneshift.models import LoadOptions, resolve_model
-from tuneshift.preflight import Inputs, ModelChecks, check_models, objection
+from tuneshift.preflight import Inputs, ModelChecks, check_models, check_rooms, objection
 from tuneshift.progress import Progress
 from tuneshift.prompts.generators import PromptGenerator
 from tuneshift.prompts.hosted import HostedGenerator
 from tuneshift.prompts.listed import ListedPrompts
 from tuneshift.prompts.stopping import Limits
+from tuneshift.questions import answer_limit, questions_of, regression_of
 from tuneshift.run.ledger import Ledger
 from tuneshift.run.records import Candidate
 from tuneshift.sections.engine import EndpointSection
@@ -72,6 +67,9 @@ def synthesis_models(loaded: LoadedConfig, inputs: Inputs, progress: Progress) -
         ready.check(seed_texts)  # before any weights are read
     progress.note(f"Checking the target: {config.target.model}")
     target = inspect_target(training_settings(loaded))
+    check_rooms(
+        [(item.place, item.prompt, answer_limit(config, regression=True)) for item in inputs.regression], [target]
+    )
     progress.note(f"Loading the source: {config.source.base} with {config.source.adapter or config.source.model}")
     together = _synthesis_engines(config)
     with ExitStack() as opened:
@@ -84,7 +82,7 @@ def synthesis_models(loaded: LoadedConfig, inputs: Inputs, progress: Progress) -
             inputs,
             readers=readers,
             decoding=answer_decoding(loaded),
-            answer_tokens=evaluation_limit(config),
+            answer_tokens=answer_limit(config),
             demos=0 if config.generator.kind == "file" else config.synthesis.demos,
         )
         progress.note(f"The adapter acts: it moves a seed token's log-probability by {checks.adapter_effect:.2f} nats")
@@ -317,70 +315,12 @@ def evidence_settings(loaded: LoadedConfig, inputs: Inputs, adapter: Path) -> di
         return open_engine(Weights(target, resolve_model(target), adapter=str(adapter)), engine_options(loaded))
 
     return {
-        "questions": questions_of(loaded, inputs),
+        "questions": questions_of(loaded, inputs.items, inputs.digests),
+        "regression": regression_of(loaded, inputs.regression, inputs.digests),
         "open_target": open_target,
         "open_source": lambda: open_run_source(loaded, inputs.seeds, substitute=False).engine,
         "seed": config.run.seed,
     }
-
-
-def questions_of(loaded: LoadedConfig, inputs: Inputs) -> Questions | None:
-    """Return the configured questions, `None` where there are none."""
-    section = loaded.config.evaluation
-    if section is None:
-        return None
-    benchmark = BENCHMARKS.get(section.task)
-    limit, stop = evaluation_limit(loaded.config), section.stop
-    if stop is None:
-        stop = benchmark.stop if benchmark else loaded.config.synthesis.stop
-    chance = chance_level(benchmark, inputs.items) if benchmark else (None, "not known of one's own questions")
-    items, ask, programs = _asked(loaded, inputs, limit, stop)
-    return Questions(
-        items=items,
-        ask=ask,
-        described={
-            **section.model_dump(include={"task", "data", "pattern"}),
-            "subtask": section.subtask_name,
-            "sha256": inputs.digests["evaluation.data"],
-            "harness": f"lm-eval {harness_version()}" if section.harness == "lm_eval" else "native",
-            "held_out": section.held_out and section.held_out.model_dump(),
-            "metric": section.metric_name,
-            "metric_sha256": metric_digest(section.metric_name),
-            "max_new_tokens": limit,
-            "stop": list(stop),
-            **programs,
-        },
-        chance=chance[0],
-        chance_reason=chance[1],
-    )
-
-
-def _asked(
-    loaded: LoadedConfig, inputs: Inputs, limit: int, stop: tuple[str, ...]
-) -> tuple[Sequence[Item], Ask, dict[str, Any]]:
-    """Return which questions are asked, how they are asked and graded, and what held answers that are programs."""
-    section = loaded.config.evaluation
-    assert section is not None
-    name, benchmark = section.metric_name, BENCHMARKS.get(section.task)
-    if benchmark is not None and section.harness == "lm_eval":
-        through = partial(ask_through_harness, benchmark=benchmark, metric=name, max_new_tokens=limit)
-        return inputs.items, through, {}
-    ask = partial(answer_items, metric=name, max_new_tokens=limit, stop=stop)
-    if benchmark is not None and benchmark.grading is not None:
-        grading, items, programs = gradable(benchmark, inputs.items, unsafe_no_sandbox=section.unsafe_no_sandbox)
-        return items, partial(ask, grade=grading, at_a_time=processors()), programs
-    if benchmark is not None and benchmark.grade is not None:
-        return inputs.items, partial(ask, grade=benchmark.grade), {}
-    metric = find_metric(name, pattern=section.pattern, folder=loaded.folder)
-    return inputs.items, partial(ask, grade=lambda response, item: {name: grade(metric, response, item)}), {}
-
-
-def evaluation_limit(config: Config) -> int:
-    """Return how many tokens an answer of the evaluation may have."""
-    section = config.evaluation
-    if section is None or section.task == "jsonl":
-        return (section and section.max_new_tokens) or config.synthesis.max_new_tokens
-    return section.max_new_tokens or BENCHMARKS[section.task].max_new_tokens
 
 
 def named_models(loaded: LoadedConfig) -> dict[str, dict[str, str]]:

@@ -1,4 +1,4 @@
-"""Gathering evidence: the three arms answer the same items.
+"""Gathering evidence: the arms answer the same items.
 
 Each arm's outcomes are a file of their own, written whole, so a stopped evaluation goes on with the next arm.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from tuneshift.datafiles import Item
 from tuneshift.engines.base import Engine
 from tuneshift.evaluate.tasks import Outcome
-from tuneshift.evaluate.verdict import judge
+from tuneshift.evaluate.verdict import ARMS, judge, judge_regression
 from tuneshift.progress import SILENT, Progress
 from tuneshift.run.directory import jsonl, read_jsonl, write_atomically
 
@@ -48,10 +48,19 @@ class Questions:
         return hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()[:12]
 
 
+@dataclass(frozen=True)
+class Regression:
+    """Questions on something else, and the loss of accuracy on them, as a fraction, that would matter."""
+
+    questions: Questions
+    margin: float
+
+
 def gather_evidence(
     folder: Path,
     *,
     questions: Questions | None,
+    regression: Regression | None = None,
     open_target: Callable[[], Engine],
     open_source: Callable[[], Engine],
     seed: int,
@@ -59,18 +68,28 @@ def gather_evidence(
 ) -> dict[str, Any]:
     """Evaluate the arms that have no outcomes in `folder` yet, and return the verdict on them.
 
-    `open_target` loads T with the new adapter and `open_source` loads F; each is called only where it is needed.
+    `open_target` loads T with the new adapter and `open_source` loads F with B; each is called only where it is
+    needed. T before and after also answer the questions of `regression`.
     """
     if questions is None:
         return {
             "improved": None,
             "reason": "No evaluation is configured, so nothing was measured.",
-            **dict.fromkeys(("before", "after", "source", "mcnemar_p", "recovery", "chance", "questions")),
+            **dict.fromkeys((*ARMS, "mcnemar_p", "recovery", "chance", "regression", "questions")),
         }
-    arms = {"before": (open_target, False), "after": (open_target, True), "source": (open_source, True)}
-    outcomes = evaluate_arms(folder, questions, arms, progress)
+    arms = {"before": (open_target, False), "after": (open_target, True)}
+    elsewhere = {f"regression_{arm}": regression.questions for arm in arms} if regression else {}
+    arms |= {name: arms[name.removeprefix("regression_")] for name in elsewhere}
+    arms |= {"source": (open_source, True), "base": (open_source, False)}
+    outcomes = evaluate_arms(folder, questions, arms, progress, elsewhere=elsewhere)
     chance = {"chance": questions.chance, "chance_reason": questions.chance_reason}
-    return {**judge(**outcomes, seed=seed), **chance, "questions": questions.described}
+    judged = judge(**{arm: outcomes[arm] for arm in ARMS}, seed=seed)
+    verdict = {**judged, **chance, "questions": questions.described}
+    if regression is None:
+        return verdict | {"regression": None, "regression_reason": "no evaluation.regression is configured"}
+    before, after = (outcomes[name] for name in elsewhere)
+    elsewhere_judged = judge_regression(before=before, after=after, margin=regression.margin, seed=seed)
+    return verdict | {"regression": {**elsewhere_judged, "questions": regression.questions.described}}
 
 
 def evaluate_arms(
@@ -78,20 +97,27 @@ def evaluate_arms(
     questions: Questions,
     arms: dict[str, tuple[Callable[[], Engine], bool]],
     progress: Progress,
+    *,
+    elsewhere: Mapping[str, Questions] | None = None,
 ) -> dict[str, list[Outcome]]:
-    """Return each arm's outcomes, from its file where there is one; an arm is (how to open it, fine-tuned or not)."""
+    """Return each arm's outcomes, from its file where there is one; an arm is (how to open it, fine-tuned or not).
+
+    An arm that is named in `elsewhere` answers those questions instead.
+    """
     opened: dict[Callable[[], Engine], Engine] = {}
-    total = len(arms) * len(questions.items)
+    asked = {arm: (elsewhere or {}).get(arm, questions) for arm in arms}
+    total, done = sum(len(one.items) for one in asked.values()), 0
     with progress.stage("Evaluation", total=total, unit="answers") as meter, ExitStack() as end:
         end.callback(_close, opened)
-        for number, (arm, (open_engine, fine_tuned)) in enumerate(arms.items()):
+        for arm, (open_engine, fine_tuned) in arms.items():
             if not _file(folder, arm).exists():
                 if open_engine not in opened:
                     _close(opened)
                     opened[open_engine] = open_engine()
-                outcomes = questions.ask(opened[open_engine], questions.items, fine_tuned=fine_tuned)
+                outcomes = asked[arm].ask(opened[open_engine], asked[arm].items, fine_tuned=fine_tuned)
                 write_atomically(_file(folder, arm), jsonl([asdict(outcome) for outcome in outcomes]))
-            meter.update((number + 1) * len(questions.items), arm)
+            done += len(asked[arm].items)
+            meter.update(done, arm)
     return {arm: [Outcome(**row) for row in read_jsonl(_file(folder, arm))] for arm in arms}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tuneshift.estimate import MOST_DEVICES
+from tuneshift.evaluate.verdict import detectable_sentence
 
 
 def estimate_lines(found: dict[str, Any]) -> list[str]:
@@ -56,6 +57,7 @@ def plan_lines(estimate: dict[str, Any]) -> list[str]:
         *_api_lines(estimate["generator_usage"]),
         f"training: about {estimate['training_seconds']:.0f} s for {estimate['training_steps']} steps",
         f"evaluation: {'n/a (no questions)' if evaluation is None else f'about {evaluation:.0f} s'}",
+        *([detectable_sentence(estimate["questions"])] if estimate["questions"] else []),
         f"peak memory so far: {estimate['peak_memory_bytes'] / 2**30:.1f} GiB",
     ]
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tuneshift.criteria import RULES
-from tuneshift.evaluate.verdict import sentence
+from tuneshift.evaluate.verdict import points_with_interval, sentence
 from tuneshift.report.decomposition import decomposition, decomposition_rows, decomposition_title
 from tuneshift.run.directory import RunDirectory, read_json, write_atomically
 from tuneshift.run.ledger import Ledger
@@ -25,6 +25,7 @@ def write_report(run: RunDirectory, ledger: Ledger) -> None:
         f"# Transfer report: {ledger.meta('name')}",
         sentence(verdict),
         _accuracy(verdict),
+        _regression(verdict.get("regression")),
         _selection(verdict),
         _expected_margin(decomposition(candidates, ledger.rounds())),
         _training(training),
@@ -36,9 +37,18 @@ def write_report(run: RunDirectory, ledger: Ledger) -> None:
 
 
 def accuracy_rows(verdict: dict[str, Any]) -> list[list[str]]:
-    """Return a row for each arm: what it is, how many items it got right, accuracy and its 95 % interval."""
-    names = {"before": "Target before", "after": "Target after", "source": "Source (fine-tuned)"}
-    return [
+    """Return a row for each arm: what it is, how many items it got right, accuracy and its 95 % interval.
+
+    What a verdict does not hold, such as the base in a run of before it was asked, has no row.
+    """
+    names = {
+        "base": "Source's base",
+        "source": "Source, fine-tuned",
+        "before": "Target before",
+        "after": "Target after",
+    }
+    chance = verdict.get("chance")
+    rows = [
         [
             label,
             f"{verdict[arm]['correct']} of {verdict[arm]['n']}",
@@ -47,8 +57,9 @@ def accuracy_rows(verdict: dict[str, Any]) -> list[list[str]]:
             "n/a" if (capped := verdict[arm]["hit_length_limit"]) is None else f"{capped:.1%}",
         ]
         for arm, label in names.items()
-        if verdict[arm] is not None
+        if verdict.get(arm) is not None
     ]
+    return rows if chance is None else [["Chance", "", f"{chance:.1%}", "", ""], *rows]
 
 
 ACCURACY_HEADER = ["model", "right", "accuracy", "95 % interval", "hit the length limit"]
@@ -57,13 +68,13 @@ ACCURACY_HEADER = ["model", "right", "accuracy", "95 % interval", "hit the lengt
 def _accuracy(verdict: dict[str, Any]) -> str:
     if verdict["improved"] is None:
         return ""
-    low, high = verdict["difference_interval"]["low"], verdict["difference_interval"]["high"]
+    n, mid_p = verdict["after"]["n"], verdict.get("mcnemar_mid_p")
     lines = [
         markdown_table(ACCURACY_HEADER, accuracy_rows(verdict)),
         "",
-        f"- Gain {verdict['difference']:+.1%} (95 % bootstrap interval {low:+.1%} to {high:+.1%}); "
+        f"- Gain {points_with_interval(verdict['difference'], verdict['difference_interval'], n)}; "
         f"{verdict['gained_items']} items gained, {verdict['lost_items']} lost; exact McNemar "
-        f"p = {verdict['mcnemar_p']:.3g}.",
+        f"p = {verdict['mcnemar_p']:.3g}" + ("." if mid_p is None else f" (mid-p {mid_p:.3g})."),
     ]
     if verdict["recovery"] is None:
         lines.append(f"- Recovery: n/a ({verdict['recovery_reason']}).")
@@ -78,11 +89,15 @@ def _accuracy(verdict: dict[str, Any]) -> str:
     smallest = verdict["minimum_detectable_difference"]
     if smallest is not None:
         lines.append(
-            f"- Smallest gain that {verdict['before']['n']} items show with 80 % power at this rate of changed "
-            f"answers: {smallest:.1%}."
+            f"- Smallest gain that {n} items show with 80 % power at this rate of changed answers: "
+            f"{smallest * 100:.1f} points."
         )
     lines += [f"- By `{metric}`: {shown}." for metric, shown in _other_metrics(verdict)]
-    lines.append(f"- {verdict['source_right_after_wrong']} items that the source had right are wrong in the target.")
+    flips = verdict["negative_flips"]
+    lines += [
+        f"- Negative flips: {_flips(flips['before'], 'the target had right before')}.",
+        f"- Not carried over: {_flips(flips['source'], 'the source has right')}.",
+    ]
     return "## Accuracy\n\n" + "\n".join(lines)
 
 
@@ -100,6 +115,39 @@ def _other_metrics(verdict: dict[str, Any]) -> list[tuple[str, str]]:
 def _rate(rate: dict[str, Any]) -> str:
     interval = rate["interval"]
     return f"{rate['correct']} of {rate['n']} ({interval['low']:.1%} to {interval['high']:.1%})"
+
+
+def _flips(flips: dict[str, Any], whose: str) -> str:
+    interval = flips["interval"]
+    return (
+        f"of {flips['were_right']} items that {whose}, {flips['items']} are wrong after; of all {flips['n']} that is "
+        f"{flips['rate']:.1%} ({interval['low']:.1%} to {interval['high']:.1%})"
+    )
+
+
+def regression_line(regression: dict[str, Any]) -> str:
+    """Return how the answers to the regression questions changed, and whether the margin is ruled out."""
+    found = {True: "ruled out", False: "passed", None: "not ruled out"}[regression["non_inferior"]]
+    change = points_with_interval(regression["difference"], regression["difference_interval"], regression["after"]["n"])
+    return (
+        f"change on the regression questions {change}; a loss of {regression['margin'] * 100:g} points is {found} "
+        f"(exact one-sided 95 % bound {regression['lower_bound'] * 100:+.1f} points)"
+    )
+
+
+def _regression(regression: dict[str, Any] | None) -> str:
+    if regression is None:
+        return ""
+    lines = [
+        "## Regression",
+        "",
+        markdown_table(ACCURACY_HEADER, accuracy_rows(regression)),
+        "",
+        f"- Questions: {regression['questions']['data']}",
+        f"- Result: {regression_line(regression)}.",
+        f"- Negative flips: {_flips(regression['negative_flips'], 'the target had right before')}.",
+    ]
+    return "\n".join(lines)
 
 
 def _selection(verdict: dict[str, Any]) -> str:

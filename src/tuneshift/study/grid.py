@@ -137,7 +137,7 @@ def _unit(
 def _arms(
     section: StudySection, loaded: LoadedConfig, inputs: Inputs, levels: Mapping[str, str], shown_as: str
 ) -> Iterator[Arm]:
-    held_out = {normalize(item.prompt) for item in inputs.items}
+    held_out = set(map(normalize, inputs.held_out))
     for name, arm in section.arms.items():
         if arm.criterion is not None:
             raw = lay_over(loaded.raw, {"criterion": arm.criterion.model_dump(exclude_unset=True)})
