@@ -146,12 +146,12 @@ class EvaluationSection(Section):
 
     def _check_benchmark(self) -> EvaluationSection:
         benchmark = BENCHMARKS[self.task]
-        if self.pattern is not None:
-            raise ValueError("`pattern` and `metric: regex` go together")
         if self.metric_name not in benchmark.metrics:
             raise ValueError(
                 f"metric {self.metric!r} is none of {self.task}'s: {', '.join(benchmark.metrics)}; null is the first"
             )
+        if self.pattern is not None:
+            raise ValueError("`pattern` and `metric: regex` go together")
         if self.subtask is not None and self.subtask not in benchmark.subtasks:
             known = ", ".join(benchmark.subtasks) or "none"
             raise ValueError(f"subtask {self.subtask!r} is none of {self.task}'s: {known}")
