@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -157,13 +156,3 @@ def test_an_answer_that_is_not_above_chance_is_said() -> None:
         "Target before",
         "Target after",
     ]
-
-
-def test_a_verdict_of_before_these_figures_is_still_told() -> None:
-    verdict = json.loads((ROOT / "benchmarks/results/demo_intents.json").read_text())["verdict"]
-    assert not {"base", "negative_flips", "mcnemar_mid_p", "regression"} & set(verdict)
-    assert sentence(verdict).startswith("The target improved from 0 to 152 of 200")
-    told = _accuracy(verdict)
-    assert "| Source, fine-tuned | 198 of 200 |" in told
-    assert "47 items that the source had right are wrong" in told
-    assert "+76.0 points, 95 % interval +70.0 to +82.0" in told
