@@ -151,19 +151,23 @@ def compare_distributions(logits_f: torch.Tensor, logits_b: torch.Tensor) -> tor
     """
     import torch
 
-    def expected(weights: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-        return (weights * values).masked_fill_(weights == 0, 0).sum(-1)
-
     rows = []
-    for chunk_f, chunk_b in _chunks(logits_f, logits_b):
+    for chunk_f, chunk_b in _chunks(logits_f, logits_b, blocks=6):
         f, b = torch.log_softmax(chunk_f.float(), -1), torch.log_softmax(chunk_b.float(), -1)
-        p_f, p_b = f.exp(), b.exp()
-        rows.append(torch.stack([expected(p_f, f - b), expected(p_b, b - f), expected(p_f, -f), expected(p_b, -b)]))
+        p_f, p_b, gap = f.exp(), b.exp(), f - b
+        parts = [(p_f, gap), (p_b, gap), (p_f, f), (p_b, b)]
+        if not gap.isfinite().all():
+            parts = [(p, value.masked_fill(p == 0, 0)) for p, value in parts]
+        there, back, *minus_entropies = (torch.linalg.vecdot(p, value) for p, value in parts)
+        rows.append(torch.stack([there, -back, *(-value for value in minus_entropies)]))
     return torch.cat(rows, -1)
 
 
-def _chunks(logits: torch.Tensor, other: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    rows = max(1, CHUNK_BYTES // (4 * logits.shape[-1]))
+def _chunks(
+    logits: torch.Tensor, other: torch.Tensor, *, blocks: int = 1
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Yield rows of both at a time, for work that holds `blocks` fp32 copies of the logits."""
+    rows = max(1, CHUNK_BYTES // (4 * logits.shape[-1] * blocks))
     return zip(logits.split(rows), other.split(rows), strict=True)
 
 
