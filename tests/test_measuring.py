@@ -19,10 +19,11 @@ import torch
 from conftest import CORPUS, Tiny, write_jsonl, write_project
 from peft import PeftModel
 from test_kill import PRELOADED, SERVER
+from test_sandbox import needs_sandbox
 from test_transfer import merged, run_cli
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tuneshift.criteria import Criterion, score_of
+from tuneshift.criteria import Criterion, decide, score_of
 from tuneshift.datafiles import Seed
 from tuneshift.encoding import encode_prompt, encode_response
 from tuneshift.engines.base import Decoding, ScoreRequest, Weights
@@ -335,10 +336,40 @@ def test_demonstrations_that_leave_no_room_give_no_number(
     assert all(c.measures == {"few_shot_ppl": None, "few_shot_ppl_eos": None} for c in found)
 
 
+def test_a_program_that_runs_counts_as_one(source: Source, target: HfEngine, candidates: list[Candidate]) -> None:
+    asked: list[str] = []
+
+    def runs(program: str) -> bool:
+        asked.append(program)
+        return "def" in program
+
+    texts = ["def f(): pass", "x = 1", "Here it is:\n```python\ndef g(): pass\n```\nDone."]
+    record = usable(candidates)[0]
+    assert record.y_f is not None
+    records = [replace(record, id=text, y_f=replace(record.y_f, text=text)) for text in texts]
+    found = tools(source, target, runs=runs).measure(records, Criterion("exec"))
+    assert sorted(asked) == sorted([*texts[:2], "def g(): pass\n"])
+    assert [c.measures for c in found] == [{"exec": 1.0}, {"exec": 0.0}, {"exec": 1.0}]
+    assert [decide(c, Criterion("exec")).kept for c in found] == [True, False, True]
+
+
+@needs_sandbox
+def test_programs_run_in_the_sandbox(source: Source, target: HfEngine, candidates: list[Candidate]) -> None:
+    texts = ["def f(): return 1", "def f(:", "print(1)", "def f(): pass\nraise ValueError", "import os\ndef f(): pass"]
+    record = usable(candidates)[0]
+    assert record.y_f is not None
+    records = [replace(record, id=text, y_f=replace(record.y_f, text=text)) for text in texts]
+    found = tools(source, target).measure(records, Criterion("exec"))
+    assert [c.measures["exec"] for c in found] == [1.0, 0.0, 0.0, 0.0, 1.0]
+
+
 # What is measured, and what not
 
 
-@pytest.mark.parametrize("rule", sorted(PASSES))
+RULES_HERE = [pytest.param(rule, marks=needs_sandbox) if rule == "exec" else rule for rule in sorted(PASSES)]
+
+
+@pytest.mark.parametrize("rule", RULES_HERE)
 def test_only_what_a_rule_could_keep_is_measured_and_only_once(
     source: Source, target: HfEngine, candidates: list[Candidate], rule: str
 ) -> None:
@@ -384,7 +415,7 @@ def stored(run: Path) -> list[Candidate]:
         return ledger.candidates()
 
 
-@pytest.mark.parametrize("rule", sorted(PASSES))
+@pytest.mark.parametrize("rule", RULES_HERE)
 def test_measure_then_reselect(run: Path, capsys: pytest.CaptureFixture[str], rule: str) -> None:
     criterion = ["--set", f"criterion.name={rule}", "--set", "criterion.threshold=0.01", "--set", "criterion.tau=8"]
     before = {path.name: path.read_bytes() for path in run.iterdir() if path.is_file() and "ledger" not in path.name}
@@ -524,7 +555,7 @@ def test_show_and_a_renewed_report_tell_the_expected_margin(run: Path, capsys: p
 # In the loop
 
 
-@pytest.mark.parametrize("rule", sorted(PASSES))
+@pytest.mark.parametrize("rule", RULES_HERE)
 def test_a_run_by_a_rule_that_measures(tiny: Tiny, tmp_path: Path, rule: str) -> None:
     criterion = {"name": rule, "threshold": 0.01, "tau": 8.0, "vote_share": 0.2, "samples": 2}
     config = write_project(

@@ -113,9 +113,11 @@ def measure(run: RunDirectory, overrides: Sequence[str], *, progress: Progress =
 
 
 def _scores(candidates: Sequence[Candidate], criterion: Criterion) -> dict[str, Any]:
-    """Return how many candidates the criterion can judge, and the quartiles of their scores, `None` for less than 2."""
-    scores = [score for candidate in candidates if (score := score_of(candidate, criterion)) is not None]
-    return {"judged": len(scores), "quartiles": statistics.quantiles(scores) if len(scores) > 1 else None}
+    """Return how many candidates have finite measures, and the quartiles of their scores, `None` for less than 2."""
+    judged = [c for c in candidates if all(c.measures.get(name) is not None for name in criterion.needs())]
+    graded = judged if criterion.rule.grade is not None else []
+    scores = [score for candidate in graded if (score := score_of(candidate, criterion)) is not None]
+    return {"judged": len(judged), "quartiles": statistics.quantiles(scores) if len(scores) > 1 else None}
 
 
 def evaluate_again(

@@ -21,6 +21,7 @@ The next ones look at measures that need another pass of a model (`tuneshift.mea
     target_gap     l_F(y_f) - l_T(y_f) per byte >= threshold       what T would not have said; tokenizers may differ
     vote           share of `samples` new answers of F that        self-consistency (arXiv 2203.11171)
                    say the same as y_f >= vote_share
+    exec           y_f is a program that runs                      the sandbox's word; nothing is compared
 
 A decision looks at one record only, so any rule can be applied again later without touching a model. `length` alone
 looks at the whole list of candidates that `decide_all` is given: in a run those of a round, in `reselect` all of them.
@@ -158,6 +159,7 @@ RULES: dict[str, Rule] = {
         grade=lambda s: s.measures[0],
         measures=lambda c: (f"vote_{c.samples}",),
     ),
+    "exec": Rule(lambda s, c: s.measures[0] == 1, measures=lambda c: ("exec",)),
 }
 
 

@@ -13,6 +13,7 @@ tokens, each distribution given the prompt and the tokens before.
     few_shot_ppl_eos    the same with the EOS counted, where B wrote one
     logprob_t_byte      the sum of T's log-probabilities of y_f's text, in T's own tokens, nats a UTF-8 byte
     vote_K              share of K new answers of F, at temperature 1, whose normalised text is y_f's
+    exec                1 where the program in y_f compiles, defines a function and executes without an error, else 0
 
 The paper's eq. 8, E[m_F] = (H(p_B) - H(p_F)) + KL(p_B || p_F), is estimated token-wise: m_F on both responses,
 H(p_F) along y_f, H(p_B) and KL(p_B || p_F) along y_b, so that every expectation is taken over the responses of the
@@ -25,13 +26,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
+from tuneshift import sandbox
 from tuneshift.criteria import Criterion, unmeasured
 from tuneshift.datafiles import Seed
 from tuneshift.encoding import encode_prompt, encode_response
 from tuneshift.engines.base import Decoding, Engine, ScoreRequest, derive_seed
 from tuneshift.engines.source import Source
+from tuneshift.evaluate.benchmarks.programs import processors, program_of
 from tuneshift.prompts.screening import normalize
 from tuneshift.run.ledger import Ledger
 from tuneshift.run.records import Candidate, Response
@@ -45,7 +49,8 @@ Measures = dict[str, dict[str, float]]
 class Instruments:
     """What measures are taken with: `source` and `target` open F with B and T when they are first called.
 
-    `demonstrations` are the seeds shown to B, with their responses; `decoding` is how F and B answer.
+    `demonstrations` are the seeds shown to B, with their responses; `decoding` is how F and B answer; `runs` tells
+    whether a program runs.
     """
 
     source: Callable[[], Source]
@@ -53,6 +58,7 @@ class Instruments:
     demonstrations: Sequence[Seed]
     decoding: Decoding
     run_seed: int
+    runs: Callable[[str], bool] = sandbox.runs
 
     def measure(self, candidates: Sequence[Candidate], criterion: Criterion, *, gated: bool = False) -> list[Candidate]:
         """Return the candidates, with what the criterion needs measured where it is missing; see `unmeasured`.
@@ -155,6 +161,12 @@ def _votes(tools: Instruments, candidates: Sequence[Candidate], criterion: Crite
     return measures
 
 
+def _runs(tools: Instruments, candidates: Sequence[Candidate], criterion: Criterion) -> Measures:
+    programs = [program_of(response.text) for _, response in _responses(candidates)]
+    with ThreadPoolExecutor(processors()) as pool:
+        return {c.id: {"exec": float(runs)} for c, runs in zip(candidates, pool.map(tools.runs, programs), strict=True)}
+
+
 PASSES: dict[str, Callable[[Instruments, Sequence[Candidate], Criterion], Measures]] = {
     "lift": _mean_logprobs_of_b,
     "kl": _distributions,
@@ -162,6 +174,7 @@ PASSES: dict[str, Callable[[Instruments, Sequence[Candidate], Criterion], Measur
     "few_shot_base": _few_shot_perplexities,
     "target_gap": _bytewise_logprobs_of_t,
     "vote": _votes,
+    "exec": _runs,
 }
 """What measures, for the criteria that read measures; every candidate gets all that `Criterion.needs` names."""
 

@@ -21,6 +21,7 @@ from tuneshift.errors import DataError
 from tuneshift.launch import check_processes
 from tuneshift.models import file_sha256, resolve_model
 from tuneshift.questions import read_own_questions, read_questions
+from tuneshift.sandbox import Sandbox
 
 
 @dataclass(frozen=True)
@@ -90,18 +91,25 @@ def read_inputs(config: Config, *, folder: Path, trains: bool = True) -> Inputs:
             check_adapter_base(adapter, config.source.base)
         read_adapter_config(adapter)
         files["source.adapter"] = Path(adapter) / "adapter_model.safetensors"
-    silent = next((seed for seed in seeds[: config.synthesis.demos] if seed.response is None), None)
-    if config.criterion.name == "few_shot_base" and silent is not None:
-        raise DataError(
-            f"{silent.place}: criterion few_shot_base shows B the seeds with their responses, and this one has none. "
-            'Add "response" to it, or use another criterion.'
-        )
+    _check_criterion(config, seeds)
     digests |= {name: file_sha256(path) for name, path in files.items()}
     if config.distill.accelerate is not None and trains:
         # What else the file says moves no result: a run that lacked memory may go on with another file's text.
         processes = check_processes(Path(config.distill.accelerate), device=config.run.device)
         digests["distill.accelerate"] = f"{processes} processes"
     return Inputs(seeds, items, digests, prompts, regression)
+
+
+def _check_criterion(config: Config, seeds: Sequence[Seed]) -> None:
+    """Prove that what the criterion measures with is there."""
+    silent = next((seed for seed in seeds[: config.synthesis.demos] if seed.response is None), None)
+    if config.criterion.name == "few_shot_base" and silent is not None:
+        raise DataError(
+            f"{silent.place}: criterion few_shot_base shows B the seeds with their responses, and this one has none. "
+            'Add "response" to it, or use another criterion.'
+        )
+    if config.criterion.name == "exec":
+        Sandbox()  # refused where there is none
 
 
 def objection(prompt: str, readers: Sequence[Reader], *, room: int) -> str | None:

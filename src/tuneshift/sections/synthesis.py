@@ -58,11 +58,13 @@ class CriterionSection(Section):
         "few_shot_base",
         "target_gap",
         "vote",
+        "exec",
     ] = Field(
         "ppl_diff",
         description="The rule: `ppl_diff` keeps where PPL_F(y_f) < tau <= PPL_F(y_b). Others: `asymmetric`, `ratio`, "
-        "`low_low`, `high_low`, `high_high`, `none`, `random`, `length`, `disagree`; and with another pass of a model "
-        "`lift`, `kl`, `entropy_drop`, `few_shot_base`, `target_gap`, `vote`. docs/method.md has the equations.",
+        "`low_low`, `high_low`, `high_high`, `none`, `random`, `length`, `disagree`. With another pass of a model: "
+        "`lift`, `kl`, `entropy_drop`, `few_shot_base`, `target_gap`, `vote`; of the sandbox: `exec`. docs/method.md "
+        "has the equations.",
     )
     tau: Annotated[float, Field(gt=1)] | Literal["auto"] = Field(
         1.5,
