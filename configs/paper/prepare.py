@@ -1,0 +1,100 @@
+"""Make what a configuration of the paper starts from: five seeds, and the source's adapter from 250 training examples.
+
+    python configs/paper/prepare.py TASK BASE_MODEL [--data FOLDER] [--data-only]
+
+TASK is gsm8k, mbpp, bbh or mmlu; BASE_MODEL the source's base as the configuration names it, such as google/gemma-2b.
+The data come from the Hub, or with --data from a folder with gsm8k/train.jsonl, mbpp/mbpp.jsonl, bbh/SUBTASK.json or
+mmlu/auxiliary_train.jsonl. Writes to data/ beside this file. Settings of the training: the paper, section H.1.
+"""
+
+import argparse
+import json
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+from tuneshift.distill import Pair, TrainingSettings, distill
+from tuneshift.evaluate.benchmarks import BENCHMARKS
+from tuneshift.evaluate.benchmarks.base import read_benchmark, split_held_out
+from tuneshift.models import resolve_model
+
+HERE = Path(__file__).parent
+EXAMPLES = 250  # training examples of a source: the first ones of the split (Trans-LoRA, the paper's baseline)
+SEEDS = 5  # the paper, section 3.4
+HUB = {
+    "gsm8k": ("openai/gsm8k", "main", "train"),
+    "mbpp": ("google-research-datasets/mbpp", "full", "train+test+validation+prompt"),
+    "mmlu": ("cais/mmlu", "auxiliary_train", "train"),
+}
+MBPP_TRAIN = range(601, 975)  # task ids of the training split
+
+
+def rows_of(task: str, data: Path | None) -> list[dict]:
+    """Return a task's rows, from a file of `data` or from the Hub."""
+    if data is not None:
+        name = {"gsm8k": "train.jsonl", "mbpp": "mbpp.jsonl", "mmlu": "auxiliary_train.jsonl"}[task]
+        return [json.loads(line) for line in (data / task / name).read_text(encoding="utf-8").splitlines()]
+    from datasets import load_dataset
+
+    path, name, split = HUB[task]
+    return [dict(row) for row in load_dataset(path, name, split=split)]
+
+
+def pair_of(task: str, row: dict) -> dict:
+    """Return a training example as prompt and response, in the form in which the task is asked."""
+    if task == "gsm8k":
+        return {"prompt": f"Question: {row['question']}\nAnswer:", "response": f" {row['answer']}"}
+    if task == "mbpp":  # the bare sentence, as in the paper's Figure 8
+        return {"prompt": row["text"], "response": "\n" + row["code"].replace("\r\n", "\n").strip()}
+    row = row.get("train", row)  # the Hub nests the auxiliary split
+    options = "\n".join(f"{letter}. {choice}" for letter, choice in zip("ABCD", row["choices"], strict=True))
+    return {"prompt": f"{row['question'].strip()}\n{options}\nAnswer:", "response": f" {'ABCD'[row['answer']]}"}
+
+
+def parts_of(task: str, data: Path | None) -> Iterator[tuple[str, list[dict]]]:
+    """Yield (folder under data/, training pairs): one for a task, one for each subtask of BBH."""
+    if task != "bbh":
+        rows = rows_of(task, data)
+        if task == "mbpp":
+            write(HERE / "data/mbpp/mbpp.jsonl", rows)  # the evaluation reads it too
+            rows = [row for row in rows if row["task_id"] in MBPP_TRAIN]
+        yield task, [pair_of(task, row) for row in rows[:EXAMPLES]]
+        return
+    for subtask in BENCHMARKS["bbh"].subtasks:
+        source = None if data is None else str(data / "bbh" / f"{subtask}.json")
+        items, _ = read_benchmark("bbh", BENCHMARKS["bbh"], data=source, subtask=subtask)
+        _, left = split_held_out(items, fraction=0.5, seed=0)  # as `evaluation.held_out` in the configurations
+        yield f"bbh/{subtask}", [{"prompt": item.prompt, "response": f" {item.reference}"} for item in left]
+
+
+def write(path: Path, rows: list[dict]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("task", choices=["gsm8k", "mbpp", "bbh", "mmlu"])
+    parser.add_argument("base")
+    parser.add_argument("--data", type=Path, default=None)
+    parser.add_argument("--data-only", action="store_true", help="write seeds and pairs, do not train")
+    options = parser.parse_args()
+    for name, pairs in parts_of(options.task, options.data):
+        folder = HERE / "data" / name
+        write(folder / "train.jsonl", pairs)
+        write(folder / "seeds.jsonl", random.Random(0).sample(pairs, SEEDS))
+        adapter = folder / options.base.rstrip("/").rpartition("/")[2]
+        if options.data_only or adapter.exists():
+            continue
+        distill(
+            [Pair(**pair) for pair in pairs],
+            TrainingSettings(target=resolve_model(options.base)),  # the defaults are the paper's
+            output_dir=adapter,
+            checkpoint_dir=folder / "checkpoints",
+            on_step=lambda done, total, loss: print(f"{done} of {total}") if done % 50 == 0 else None,
+        )
+        print(adapter)
+
+
+if __name__ == "__main__":
+    main()
