@@ -8,22 +8,21 @@ import numpy as np
 import pandas
 import pytest
 from false_positives import WORLDS, answers
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.stats import binom, permutation_test
+from scipy.stats import t as student
 from statsmodels.formula.api import ols
 from statsmodels.stats.anova import anova_lm
 
 from tuneshift.evaluate.seeds import (
     ONE_SEED,
-    _mean_squares,
     accuracy_over_seeds,
-    compare_arms,
     difference_over_seeds,
     seed_test,
 )
-from tuneshift.evaluate.stats import holm, mcnemar_exact, paired_difference
+from tuneshift.evaluate.stats import Proportion, mcnemar_exact, paired_difference
 from tuneshift.evaluate.verdict import shows_improvement
 
 Flags = NDArray[np.bool_]
@@ -80,6 +79,19 @@ def test_the_estimates_bounds_and_symmetry(pair: tuple[Flags, Flags]) -> None:
     assert found == difference_over_seeds(first, second, resamples=100)
 
 
+def test_one_arms_accuracy_with_one_seed_has_wilsons_interval() -> None:
+    found = accuracy_over_seeds([[False] * 20])
+    assert (found.value, found.interval) == (0, Proportion(0, 20).interval())
+    assert found.interval.high > 0.1
+
+
+def test_seeds_that_differ_widen_the_interval() -> None:
+    alike, apart = ([[True, False] * 50] * 2, [[True] * 100, [False] * 100])
+    narrow, wide = accuracy_over_seeds(alike).interval, accuracy_over_seeds(apart).interval
+    assert narrow.high - narrow.low == pytest.approx(2 * 1.96 * 0.05, abs=0.03)
+    assert (wide.low, wide.high) == (0, 1)
+
+
 def test_an_arm_without_seeds_stands_beside_every_seed() -> None:
     before, after = table(1, 30, seed=1), table(3, 30, seed=2)
     assert difference_over_seeds(before, after) == difference_over_seeds(np.repeat(before, 3, axis=0), after)
@@ -89,14 +101,19 @@ def test_an_arm_without_seeds_stands_beside_every_seed() -> None:
 
 
 @given(arms)
-def test_the_mean_squares_against_statsmodels(pair: tuple[Flags, Flags]) -> None:
+def test_the_t_test_against_statsmodels_analysis_of_variance(pair: tuple[Flags, Flags]) -> None:
     d = pair[1].astype(int) - pair[0]
-    if min(d.shape) < 2:
-        return
+    assume(min(d.shape) > 1 and d.sum() != 0)
     seeds, items = (index.ravel() for index in np.indices(d.shape))
     frame = pandas.DataFrame({"d": d.ravel(), "seed": seeds, "item": items})
-    expected = anova_lm(ols("d ~ C(seed) + C(item)", frame).fit())["mean_sq"]
-    assert _mean_squares(d) == pytest.approx(tuple(expected), abs=1e-9)
+    of_seeds, of_items, _ = anova_lm(ols("d ~ C(seed) + C(item)", frame).fit())["mean_sq"]
+    total = d.size * d.mean() ** 2
+    assume(min(of_seeds, of_items) > 1e-12)
+    min_f = (total / of_seeds) * (total / of_items) / (total / of_seeds + total / of_items)
+    weight = of_seeds / (of_seeds + of_items) if len(d) > 2 else 1
+    tails = [2 * student.sf(sqrt(min_f), size - 1) for size in d.shape]
+    found = seed_test(*pair)
+    assert found.p_value == pytest.approx(max(found.p_items, weight * tails[0] + (1 - weight) * tails[1]))
 
 
 @given(arms)
@@ -114,7 +131,7 @@ def test_with_one_seed_it_is_mcnemars_test(items: int, seed: int) -> None:
     first, second = table(1, items, seed=seed), table(1, items, seed=seed + 1, chance=0.8)
     found = seed_test(first, second)
     assert found.p_items == pytest.approx(mcnemar_exact(list(first[0]), list(second[0])).p_value)
-    assert (found.p_value, found.reason) == (None, ONE_SEED)
+    assert (found.p_value, found.reason) == (found.p_items, ONE_SEED)
 
 
 def test_p_by_hand() -> None:
@@ -122,11 +139,12 @@ def test_p_by_hand() -> None:
     found = seed_test([[False] * 3] * 2, [[True] * 3] * 2)
     assert (found.p_items, found.p_value) == (2 / 8, 2 / 8)
     assert seed_test([[True, False]] * 2, [[True, False]] * 2).p_value == 1
-    # d = [1 1 1 1 1 1 1 1], [1 1 1 1 0 0 0 0]: MS_seeds 1, MS_items 2/7, MS_rest 2/7, so t = 0.75 / sqrt(1 / 16) = 3
-    # with one degree of freedom: p = 1 - 2 atan(3) / pi.
+    # d = [1 1 1 1 1 1 1 1], [1 1 1 1 0 0 0 0]: MS_seeds 1, MS_items 1/7, so t^2 = 0.75^2 / (8 / 7 / 16) = 7.875,
+    # with one degree of freedom: p = 1 - 2 atan(t) / pi.
     found = seed_test([[False] * 8] * 2, [[True] * 8, [True] * 4 + [False] * 4])
     assert found.p_items == pytest.approx(2 / 2**8)
-    assert found.p_value == pytest.approx(1 - 2 * np.arctan(3) / np.pi)
+    assert found.p_value == pytest.approx(1 - 2 * np.arctan(sqrt(7.875)) / np.pi)
+    assert found.reason is None
 
 
 RUNS = 300
@@ -134,12 +152,12 @@ AT_MOST = binom.ppf(0.9999, RUNS, 0.05)  # of 300 true nulls, so that one of ten
 
 
 @pytest.mark.parametrize("items", [50, 200])
-@pytest.mark.parametrize("seeds", [3, 5])
+@pytest.mark.parametrize("seeds", [2, 3, 5])
 @pytest.mark.parametrize("world", WORLDS)
 def test_false_positives_over_seeds(world: str, seeds: int, items: int) -> None:
     rng = np.random.default_rng(seeds * items)
     p = [seed_test(*answers(rng, seeds, items, **WORLDS[world])).p_value for _ in range(RUNS)]
-    assert sum(value is not None and value <= 0.05 for value in p) <= AT_MOST
+    assert sum(value <= 0.05 for value in p) <= AT_MOST
 
 
 @pytest.mark.parametrize("items", [50, 200])
@@ -158,28 +176,20 @@ def test_why_items_alone_do_not_tell_what_another_training_would_give() -> None:
     assert sum(seed_test(*arms).p_items <= 0.05 for arms in drawn) > 4 * AT_MOST
 
 
+def test_seeds_that_agree_show_a_difference() -> None:
+    first, second = [[False] * 40], [[True] * 10 + [False] * 30] * 3
+    found = seed_test(first, second)
+    assert found.p_items == pytest.approx(2 / 2**10)  # all ten items that differ have the same sign
+    assert found.p_items == found.p_value  # the t test's is 0.0009
+
+
 def test_a_large_gain_is_found_with_three_seeds() -> None:
     rng = np.random.default_rng(7)
     found = [
         seed_test(table(1, 200, seed=int(rng.integers(2**31)), chance=0.2), rng.random((3, 200)) < 0.5).p_value
         for _ in range(100)
     ]
-    assert sum(p is not None and p <= 0.05 for p in found) > 80
-
-
-# Families
-
-
-def test_a_family_is_compared_with_its_reference() -> None:
-    given_arms = {name: table(3, 80, seed=index, chance=0.5 + index / 10) for index, name in enumerate("abc")}
-    found = compare_arms(given_arms, reference="b")
-    assert list(found) == ["a", "c"]
-    assert found["c"].difference == difference_over_seeds(given_arms["b"], given_arms["c"])
-    raw = [seed_test(given_arms["b"], given_arms[name]).p_value for name in "ac"]
-    assert [found[name].p_adjusted for name in "ac"] == holm([p for p in raw if p is not None])
-    assert compare_arms({name: arm[:1] for name, arm in given_arms.items()}, reference="a")["b"].p_adjusted is None
-    with pytest.raises(ValueError, match="reference = 'd'"):
-        compare_arms(given_arms, reference="d")
+    assert sum(p <= 0.05 for p in found) > 80
 
 
 # What is refused

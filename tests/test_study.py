@@ -24,7 +24,6 @@ from tuneshift.criteria import Criterion, score_of
 from tuneshift.engines.base import Weights
 from tuneshift.engines.opening import EngineOptions, open_engine
 from tuneshift.errors import ConfigError, DataError
-from tuneshift.evaluate.stats import mcnemar_exact, paired_difference
 from tuneshift.models import LoadOptions
 from tuneshift.progress import Progress
 from tuneshift.run.directory import RunDirectory, read_json, read_jsonl
@@ -32,7 +31,6 @@ from tuneshift.run.ledger import Ledger
 from tuneshift.run.records import Candidate, Response
 from tuneshift.study import run as study_run
 from tuneshift.study.arms import choose
-from tuneshift.study.comparing import difference, mean_accuracy, shown_difference
 from tuneshift.study.grid import load_study
 
 WORDS = ["play", "book", "rate", "add", "find", "jazz"]
@@ -541,41 +539,3 @@ def test_the_best_by_a_graded_rule_are_taken_in_the_order_in_which_they_were_wri
     assert ids == [c.id for c in POOL if c.id in ids]
     assert min(grades[name] for name in ids) >= max(grade for name, grade in grades.items() if name not in ids)
     assert choose(POOL, Criterion("lift"), 5, best=True) == "graded 0 of 5 wanted"  # nothing was measured
-
-
-def outcomes(*seeds: str) -> Any:
-    return np.array([[mark == "1" for mark in seed] for seed in seeds])
-
-
-def test_one_seed_is_compared_as_a_single_run_is() -> None:
-    first, second = outcomes("1100110000" * 5), outcomes("1111110010" * 5)
-    found = difference(first, second)
-    single = paired_difference(first[0].tolist(), second[0].tolist())
-    assert found.value == pytest.approx(single.difference)
-    assert found.interval.low == pytest.approx(single.interval.low, abs=0.03)
-    assert found.interval.high == pytest.approx(single.interval.high, abs=0.03)
-    assert found.p_value == mcnemar_exact(first[0].tolist(), second[0].tolist()).p_value
-
-
-def test_seeds_that_differ_widen_the_interval() -> None:
-    alike, apart = outcomes("10" * 50, "10" * 50), outcomes("1" * 100, "0" * 100)
-    assert mean_accuracy(alike).value == mean_accuracy(apart).value == 0.5
-    narrow, wide = mean_accuracy(alike).interval, mean_accuracy(apart).interval
-    assert narrow.high - narrow.low == pytest.approx(2 * 1.96 * 0.05, abs=0.03)
-    assert (wide.low, wide.high) == (0, 1)
-
-
-def test_several_seeds_that_agree_show_a_difference() -> None:
-    first, second = outcomes("0" * 40, "0" * 40, "0" * 40), outcomes(*["1" * 10 + "0" * 30] * 3)
-    found = difference(first, second)
-    assert found.value == 0.25
-    assert found.p_value == pytest.approx(2 / 2**10, abs=0.002)  # all ten items that differ have the same sign
-    assert difference(first, first).p_value == 1
-
-
-@pytest.mark.parametrize(
-    ("value", "items", "shown"),
-    [(0.0013, 200, "0 (below one item)"), (0.005, 200, "+0.5%"), (-0.25, 8, "-25.0%"), (0.0, 10, "0 (below one item)")],
-)
-def test_a_difference_below_one_item_is_none(value: float, items: int, shown: str) -> None:
-    assert shown_difference(value, items) == shown

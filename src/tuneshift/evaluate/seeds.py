@@ -9,12 +9,12 @@ The items are taken to be independent questions; several questions on one text t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import sqrt
 from typing import TYPE_CHECKING
 
-from tuneshift.evaluate.stats import Interval, holm_family, percentile_interval, resampled_counts
+from tuneshift.evaluate.stats import Interval, Proportion, percentile_interval, resampled_counts
 
 if TYPE_CHECKING:
     import numpy as np
@@ -48,10 +48,13 @@ def accuracy_over_seeds(
 ) -> SeedEstimate:
     """Return one arm's mean accuracy; see `difference_over_seeds` for the interval.
 
-    With one seed `Proportion.interval` is the better interval: it has a width at 0 and 1.
+    With one seed it is Wilson's interval, which has a width at 0 and 1 too.
     """
     (values,) = _arrays(outcomes=outcomes)
-    return _estimate(values.astype(int), resamples=resamples, seed=seed, level=level)
+    found = _estimate(values.astype(int), resamples=resamples, seed=seed, level=level)
+    if len(values) > 1:
+        return found
+    return replace(found, interval=Proportion(int(values.sum()), values.size).interval(level))
 
 
 def difference_over_seeds(
@@ -62,8 +65,9 @@ def difference_over_seeds(
     A resample draws the seeds with replacement and, independently, the items with replacement, the same items for all
     drawn seeds, since all seeds answered the same questions: sum over s, i of w_s v_i d_si / (S n), where w and v count
     how often each was drawn. With one seed it is the item bootstrap of `paired_difference`, number for number.
-    With few seeds it is too narrow where seeds differ much: three seeds cannot show how far a fourth may lie (measured
-    coverage in benchmarks/results/false_positives.json), so a claim rests on `seed_test`.
+    With few seeds it is too narrow where seeds differ much, since three cannot show how far a fourth may lie: at worst
+    83 % of the intervals held the truth (three seeds, measured, benchmarks/results/false_positives.json). So a claim
+    rests on `seed_test`.
     Source: Efron 1979 (percentile bootstrap); Owen 2007, arXiv 0712.1111 (rows and columns resampled independently).
     """
     a, b = _arrays(first=first, second=second)
@@ -75,11 +79,11 @@ class SeedTest:
     """Two-sided p values of "no difference".
 
     `p_items` is about these trainings on other items; `p_value` about other trainings too, and what a claim about a
-    method rests on. With one seed `p_value` is None, for the `reason` given.
+    method rests on. With one seed both are about this training alone, and `reason` says so; it is None otherwise.
     """
 
     p_items: float
-    p_value: float | None
+    p_value: float
     reason: str | None
 
 
@@ -91,12 +95,12 @@ def seed_test(first: Outcomes, second: Outcomes) -> SeedTest:
     assumes that items are independent and takes the trainings as they are: a seed that shifts all items at once
     breaks it. A sign flip of whole seeds would need six of them to fall below 0.05, and takes the items as they are.
 
-    `p_value` is therefore the larger of `p_items` and of a t test with S - 1 degrees of freedom,
-    t = mean(d) / sqrt(V / (S n)), V = max(MS_seeds + MS_items - MS_rest, MS_seeds, MS_items), with the mean squares of
-    the crossed two-way layout seeds x items, one difference a cell. It assumes independent seeds and independent items
-    with roughly normal means. The usual degrees of freedom (Satterthwaite's) reject too often with two or three seeds
-    (measured, 7 to 12 % for 5 %); the smaller of the two kinds' is never too few, at the price of power.
-    Source: Fisher 1935 (sign flips); Clark 1973 (both factors random, quasi-F); Mickey and Brown 1966 (least degrees).
+    `p_value` is the larger of `p_items` and of a t test on the crossed layout seeds x items, one difference a cell:
+    t = mean(d) / sqrt((MS_seeds + MS_items) / (S n)), whose square is min F'. Each mean square has its own degrees
+    of freedom, so p = w p_{S-1}(t) + (1 - w) p_{n-1}(t) with w = MS_seeds / (MS_seeds + MS_items). It assumes
+    independent seeds and independent items with roughly normal means. With two seeds this would reject too often (up
+    to 8 % for 5 %), so there w = 1. False positives, measured: benchmarks/results/false_positives.json.
+    Source: Fisher 1935 (sign flips); Clark 1973 (min F', both factors random); Cochran and Cox 1957 (weighted t).
     """
     from scipy.stats import t as student
 
@@ -104,36 +108,15 @@ def seed_test(first: Outcomes, second: Outcomes) -> SeedTest:
     values = b.astype(int) - a
     p_items = _sign_flip(values.sum(axis=0))
     seeds, items = values.shape
-    if seeds == 1:
-        return SeedTest(p_items, None, ONE_SEED)
-    if items == 1 or p_items == 1:
+    if seeds == 1 or items == 1 or p_items == 1:
+        return SeedTest(p_items, p_items, ONE_SEED if seeds == 1 else None)
+    by_seed, by_item = _mean_squares(values)
+    if by_seed + by_item == 0:  # every difference is the same
         return SeedTest(p_items, p_items, None)
-    by_seed, by_item, rest = _mean_squares(values)
-    variance = max(by_seed + by_item - rest, by_seed, by_item) / values.size
-    p_seeds = 2 * float(student.sf(abs(values.mean()) / sqrt(variance), seeds - 1)) if variance > 0 else 0.0
+    t = abs(float(values.mean())) / sqrt((by_seed + by_item) / values.size)
+    weight = by_seed / (by_seed + by_item) if seeds > 2 else 1.0
+    p_seeds = 2 * float(weight * student.sf(t, seeds - 1) + (1 - weight) * student.sf(t, items - 1))
     return SeedTest(p_items, max(p_items, p_seeds), None)
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """One arm against the reference; `p_adjusted` is Holm's over all arms, of `SeedTest.p_value`, None with it."""
-
-    difference: SeedEstimate
-    test: SeedTest
-    p_adjusted: float | None
-
-
-def compare_arms(arms: Mapping[str, Outcomes], *, reference: str, seed: int = 0) -> dict[str, Comparison]:
-    """Compare every other arm with the reference: arm minus reference, one family of tests."""
-    if reference not in arms:
-        raise ValueError(f"reference = {reference!r}: expected one of {', '.join(arms)}")
-    found = {
-        name: Comparison(difference_over_seeds(arms[reference], arm, seed=seed), seed_test(arms[reference], arm), None)
-        for name, arm in arms.items()
-        if name != reference
-    }
-    adjusted = holm_family({name: comparison.test.p_value for name, comparison in found.items()})
-    return {name: replace(comparison, p_adjusted=adjusted[name]) for name, comparison in found.items()}
 
 
 def _estimate(values: NDArray[np.int_], *, resamples: int, seed: int, level: float) -> SeedEstimate:
@@ -157,17 +140,11 @@ def _estimate(values: NDArray[np.int_], *, resamples: int, seed: int, level: flo
     )
 
 
-def _mean_squares(values: NDArray[np.int_]) -> tuple[float, float, float]:
-    """Return the mean squares of seeds, items and the rest of a two-way layout with one value a cell."""
+def _mean_squares(values: NDArray[np.int_]) -> tuple[float, float]:
+    """Return the mean squares of seeds and of items of a two-way layout with one value a cell."""
     seeds, items = values.shape
-    by_seed, by_item = values.mean(axis=1, keepdims=True), values.mean(axis=0, keepdims=True)
-    mean = values.mean()
-    rest = values - by_seed - by_item + mean
-    return (
-        float(items * ((by_seed - mean) ** 2).sum() / (seeds - 1)),
-        float(seeds * ((by_item - mean) ** 2).sum() / (items - 1)),
-        float((rest**2).sum() / ((seeds - 1) * (items - 1))),
-    )
+    by_seed, by_item = values.mean(axis=1), values.mean(axis=0)
+    return float(items * by_seed.var(ddof=1)), float(seeds * by_item.var(ddof=1))
 
 
 def _sign_flip(sums: NDArray[np.int_]) -> float:

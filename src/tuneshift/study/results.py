@@ -11,14 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from tuneshift.errors import ConfigError
-from tuneshift.evaluate.stats import Interval, holm
+from tuneshift.evaluate.seeds import accuracy_over_seeds, difference_over_seeds, seed_test
+from tuneshift.evaluate.stats import Interval, holm_family
+from tuneshift.evaluate.verdict import points
 from tuneshift.progress import Progress
 from tuneshift.report.markdown import markdown_table
 from tuneshift.run.directory import read_json, read_jsonl, write_atomically, write_json
 from tuneshift.run.ledger import Ledger
 from tuneshift.sections.study import MODELS
 from tuneshift.study.arms import Trial
-from tuneshift.study.comparing import difference, mean_accuracy, shown_difference
 from tuneshift.study.figures import write_figures
 from tuneshift.study.grid import Study, Unit
 from tuneshift.study.products import Products
@@ -125,9 +126,14 @@ def summary(study: Study, rows: Sequence[Row], outcomes: Sequence[Row]) -> dict[
             "reference": study.section.reference,
             "arms": {name: _arm_summary(name, answered, own, study.section.reference) for name in names},
         }
-    compared = [arm["difference"] for cell in cells.values() for arm in cell["arms"].values() if arm["difference"]]
-    for one, adjusted in zip(compared, holm([one["p"] for one in compared]) if compared else [], strict=True):
-        one["p_holm"] = adjusted
+    compared = {
+        (cell, name): arm["difference"]
+        for cell, found in cells.items()
+        for name, arm in found["arms"].items()
+        if arm["difference"]
+    }
+    for place, adjusted in holm_family({place: one["p"] for place, one in compared.items()}).items():
+        compared[place]["p_holm"] = adjusted
     return cells
 
 
@@ -149,16 +155,26 @@ def _arm_summary(
 
     own, other = answered.get(name, {}), answered.get(reference, {})
     reasons = [f"replicate {row['replicate']}: {row['reason']}" for row in rows if row["arm"] == name and row["reason"]]
-    empty = {"seeds": 0, "items": None, "accuracy": None, "interval": None, "recovery": None, "difference": None}
     if not own:
-        return {**empty, "reason": "; ".join(reasons)}
+        unknown = dict.fromkeys(("items", "accuracy", "interval", "seed_sd", "recovery", "difference"))
+        return {"seeds": 0, **unknown, "reason": "; ".join(reasons)}
     seeds = list(own.values())[:1] if name in MODELS and len({str(row) for row in own.values()}) == 1 else own.values()
-    accuracy = mean_accuracy(np.array(list(seeds)))
+    accuracy = accuracy_over_seeds(np.array(list(seeds)))
     both = [replicate for replicate in own if replicate in other]
     compared = None
     if both and name != reference and name not in MODELS:
-        found = difference(np.array([other[r] for r in both]), np.array([own[r] for r in both]))
-        compared = {"value": found.value, "interval": _bounds(found.interval), "p": found.p_value, "seeds": len(both)}
+        arms = np.array([other[r] for r in both]), np.array([own[r] for r in both])
+        found, test = difference_over_seeds(*arms), seed_test(*arms)
+        compared = {
+            "value": found.value,
+            "interval": _bounds(found.interval),
+            "seed_sd": found.seed_sd,
+            "item_se": found.item_se,
+            "p": test.p_value,
+            "p_items": test.p_items,
+            "seeds": len(both),
+            "reason": test.reason,
+        }
     before, source = (np.mean([np.mean(answered[model][r]) for r in own]) for model in ("target before", "source"))
     lead = float(source - before)
     return {
@@ -166,6 +182,7 @@ def _arm_summary(
         "items": len(next(iter(own.values()))),
         "accuracy": accuracy.value,
         "interval": _bounds(accuracy.interval),
+        "seed_sd": accuracy.seed_sd,
         "recovery": float(accuracy.value - before) / lead if lead > 0 and name not in MODELS else None,
         "difference": compared,
         "reason": "; ".join(reasons) or None,
@@ -225,8 +242,8 @@ def _table(cell: dict[str, Any], rows: Sequence[Row]) -> list[list[str]]:
                 "n/a" if missing else "{:.1%} to {:.1%}".format(*arm["interval"]),
                 "n/a" if missing else f"{arm['items']} x {arm['seeds']}",
                 " or ".join(map(str, sizes)),
-                shown_difference(compared["value"], arm["items"]) if compared else none,
-                "{:+.1%} to {:+.1%}".format(*compared["interval"]) if compared else none,
+                points(compared["value"], arm["items"]) if compared else none,
+                "{:+.1f} to {:+.1f}".format(*(100 * end for end in compared["interval"])) if compared else none,
                 f"{compared['p_holm']:.2g}" if compared else none,
                 "" if arm["recovery"] is None else f"{arm['recovery']:.2f}",
             ]
