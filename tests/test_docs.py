@@ -12,6 +12,7 @@ import yaml
 
 from tuneshift.cli import app
 from tuneshift.config import check_config, load_config, validate
+from tuneshift.configfile import lay_over, read_mapping
 from tuneshift.reference import configuration_reference
 from tuneshift.sections.study import StudySection
 
@@ -92,3 +93,11 @@ def test_no_function_is_longer_than_60_lines() -> None:
         if isinstance(node, ast.FunctionDef) and (length := (node.end_lineno or 0) - node.lineno + 1) > 60
     }
     assert long == {}
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("studies/*.yaml")), ids=lambda path: path.stem)
+def test_every_study_is_one(path: Path) -> None:
+    study = validate(StudySection, read_mapping(path), folder=path.parent, shown_as=path.name)
+    base = load_config(Path(study.config)).raw
+    for level in [*(level for levels in study.axes.values() for level in levels.values()), *study.replicates.values()]:
+        check_config(lay_over(base, level), folder=Path(study.config).parent, name=path.stem, shown_as=path.name)

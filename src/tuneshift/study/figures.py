@@ -15,7 +15,7 @@ TRAINED, UNTRAINED = "#0072B2", "#D55E00"
 
 
 def write_figures(folder: Path, cells: dict[str, Any]) -> dict[str, str]:
-    """Write a PNG and an SVG for each cell, the same bytes each time, and return each cell's PNG by name.
+    """Write a PNG and an SVG for each cell, the same bytes each time; return the PNGs' paths from the folder above.
 
     Raises:
         ConfigError: matplotlib is not installed.
@@ -51,5 +51,5 @@ def write_figures(folder: Path, cells: dict[str, Any]) -> dict[str, str]:
                 buffer = io.BytesIO()
                 figure.savefig(buffer, format=suffix, dpi=150, metadata=metadata)
                 write_atomically(folder / f"{cell}.{suffix}", buffer.getvalue())
-            written[cell] = f"{cell}.png"
+            written[cell] = f"{folder.name}/{cell}.png"
     return written

@@ -41,7 +41,7 @@ def write_results(study: Study, products: Products, trials: Sequence[Trial], pro
             outcomes += _outcomes(unit, trial.arm, answers)
             timings.append(_timing(trial, products))
     cells, root = summary(study, rows, outcomes), products.root
-    results = {"study": study.name, "settings": study.raw, "cells": cells}
+    results = {"study": study.name, "settings": study.raw, "cells": cells, "rows": rows}
     _write_parquet(root / "results.parquet", rows)
     _write_parquet(root / "outcomes.parquet", outcomes)
     _write_parquet(root / "timings.parquet", timings)
@@ -51,7 +51,7 @@ def write_results(study: Study, products: Products, trials: Sequence[Trial], pro
     except ConfigError as error:
         progress.note(f"Warning: {error}")
         figures = {}
-    write_atomically(root / "results.md", markdown(study, cells, rows, figures))
+    write_atomically(root / "results.md", f"# Study: {study.name}\n\n{markdown(results, figures)}")
     return results
 
 
@@ -208,24 +208,22 @@ HEADER = [
 ]
 
 
-def markdown(study: Study, cells: dict[str, Any], rows: Sequence[Row], figures: dict[str, str]) -> str:
-    """Return `results.md`."""
-    section = study.section
+def markdown(results: dict[str, Any], figures: dict[str, str]) -> str:
+    """Return what `results.json` holds as tables; `figures` are the paths of the cells' figures."""
+    settings, rows = results["settings"], results["rows"]
+    replicates = sorted({row["replicate"] for row in rows})
     parts = [
-        f"# Study: {study.name}",
-        f"{section.candidates} candidates a cell and replicate, {section.size} pairs an arm, replicates "
-        f"{', '.join(section.replicates)}. Intervals draw seeds and items; p values are adjusted over all comparisons "
-        "of the study (Holm). Recovery is (arm - target before) / (source - target before).",
+        f"{settings['candidates']} candidates a cell and replicate, {settings['size']} pairs an arm, replicates "
+        f"{', '.join(replicates)}. Intervals draw seeds and items; p values are adjusted over all comparisons "
+        "of the study (Holm). Recovery is (arm - target before) / (source - target before)."
     ]
-    for cell, found in cells.items():
+    for cell, found in results["cells"].items():
         own = [row for row in rows if all(row[axis] == level for axis, level in found["levels"].items())]
-        parts += [
-            f"## {cell}",
-            markdown_table([name.format(section.reference) for name in HEADER], _table(found, own)),
-        ]
+        header = [name.format(found["reference"]) for name in HEADER]
+        parts += [f"## {cell}", markdown_table(header, _table(found, own))]
         parts += [f"- Not trained: {arm}: {one['reason']}" for arm, one in found["arms"].items() if one["reason"]]
         if cell in figures:
-            parts.append(f"![{cell}](figures/{figures[cell]})")
+            parts.append(f"![{cell}]({figures[cell]})")
     return "\n\n".join(parts) + "\n"
 
 

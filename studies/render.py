@@ -1,0 +1,40 @@
+"""Make docs/results.md, with its figures, from the committed results.
+
+    python studies/render.py
+
+studies/results/NAME.json is the `results.json` of `tuneshift study studies/NAME.yaml`; studies/NAME.md says what it
+asks and what we read in it, under a heading of its own. The studies come in the order of ORDER.
+"""
+
+import json
+from pathlib import Path
+
+from tuneshift.study.figures import write_figures
+from tuneshift.study.results import markdown
+
+HERE = Path(__file__).parent
+PAGE = HERE.parent / "docs/results.md"
+ORDER = ["snips_criteria"]
+INTRODUCTION = """# Results at our scale
+
+Really run, on two cores, with SmolLM2-135M-Instruct and Gemma-3-270M; made by `python studies/render.py` from the
+result files in `studies/results/`. `python studies/prepare.py DATA_FOLDER models` makes the sources and data that the
+studies start from. [paper.md](paper.md) has what the paper reports with larger models, [studies.md](studies.md) how a
+study works, [method.md](method.md#statistics) how its figures are made.
+"""
+
+
+def main() -> None:
+    parts = [INTRODUCTION]
+    for name in ORDER:
+        results = json.loads((HERE / "results" / f"{name}.json").read_text(encoding="utf-8"))
+        figures = write_figures(PAGE.parent / "results" / name, results["cells"])
+        tables = markdown(results, {cell: f"results/{path}" for cell, path in figures.items()})
+        command = f"`tuneshift study studies/{name}.yaml`, [result file](../studies/results/{name}.json)"
+        said = (HERE / f"{name}.md").read_text(encoding="utf-8").strip()
+        parts += [said, command, tables.replace("\n## ", "\n### ").strip()]
+    PAGE.write_text("\n\n".join(part.strip() for part in parts) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
