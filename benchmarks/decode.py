@@ -21,7 +21,8 @@ from tuneshift.engines.base import Decoding, Engine, Weights
 from tuneshift.engines.batching import BATCH_SIZE
 from tuneshift.engines.decoding import left_pad
 from tuneshift.engines.hf import HfEngine
-from tuneshift.engines.opening import EngineOptions, open_engine
+from tuneshift.engines.opening import open_engine
+from tuneshift.engines.options import EngineOptions
 from tuneshift.models import LoadOptions, resolve_model
 
 NEW_TOKENS = 32

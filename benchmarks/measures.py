@@ -21,7 +21,8 @@ from measure import document, in_turn, ratio, spread
 from tuneshift.criteria import Criterion
 from tuneshift.datafiles import read_seeds
 from tuneshift.engines.base import Decoding, Weights
-from tuneshift.engines.opening import EngineOptions, open_engine
+from tuneshift.engines.opening import open_engine
+from tuneshift.engines.options import EngineOptions
 from tuneshift.engines.source import open_source
 from tuneshift.measuring import PASSES, Instruments
 from tuneshift.models import resolve_model

@@ -16,7 +16,7 @@ from pathlib import Path
 from measure import document, in_turn, spread
 
 from tuneshift.engines.base import Decoding, Weights
-from tuneshift.engines.opening import EngineOptions
+from tuneshift.engines.options import EngineOptions
 from tuneshift.engines.source import open_source
 from tuneshift.models import resolve_model
 

@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from tuneshift.encoding import first_stop
 from tuneshift.engines.base import Decoding, Weights
-from tuneshift.engines.opening import EngineOptions
+from tuneshift.engines.options import EngineOptions
 from tuneshift.engines.source import Source, open_source
 from tuneshift.models import pick_dtype, resolve_model
 

@@ -18,7 +18,8 @@ from test_transfer import run_cli
 from tuneshift.datafiles import Item
 from tuneshift.demo import prepare_models
 from tuneshift.engines.hf import HfEngine
-from tuneshift.engines.opening import EngineOptions, open_proved
+from tuneshift.engines.opening import open_proved
+from tuneshift.engines.options import EngineOptions
 from tuneshift.evaluate.benchmarks import BENCHMARKS
 from tuneshift.evaluate.benchmarks.harness import ask_through_harness
 from tuneshift.evaluate.tasks import Outcome, answer_items

@@ -29,7 +29,7 @@ from tuneshift.encoding import encode_prompt, encode_response
 from tuneshift.engines.base import Decoding, ScoreRequest, Weights
 from tuneshift.engines.decoding import compare_distributions
 from tuneshift.engines.hf import HfEngine
-from tuneshift.engines.opening import EngineOptions
+from tuneshift.engines.options import EngineOptions
 from tuneshift.engines.source import Source, open_source
 from tuneshift.errors import ModelError
 from tuneshift.measuring import PASSES, Instruments

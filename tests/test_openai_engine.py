@@ -16,8 +16,9 @@ from test_transfer import run_cli
 from tuneshift.encoding import encode_prompt
 from tuneshift.engines.base import Decoding, ScoreRequest, Weights
 from tuneshift.engines.canary import AGREEMENT, Readings
-from tuneshift.engines.openai import Endpoint, OpenAIEngine, read_choice
-from tuneshift.engines.opening import EngineOptions, open_proved
+from tuneshift.engines.openai import OpenAIEngine, read_choice
+from tuneshift.engines.opening import open_proved
+from tuneshift.engines.options import Endpoint, EngineOptions
 from tuneshift.errors import ModelError
 from tuneshift.models import LoadOptions
 

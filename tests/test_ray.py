@@ -30,7 +30,8 @@ from tuneshift.config import load_config
 from tuneshift.encoding import encode_prompt
 from tuneshift.engines.base import Decoding, Engine, ScoreRequest, Weights
 from tuneshift.engines.canary import Canary
-from tuneshift.engines.opening import EngineOptions, open_engine, open_in_worker, open_proved
+from tuneshift.engines.opening import open_engine, open_in_worker, open_proved
+from tuneshift.engines.options import EngineOptions
 from tuneshift.engines.ray import RayEngine
 from tuneshift.engines.workers import ATTEMPTS, Layout, placement
 from tuneshift.errors import ConfigError, ModelError

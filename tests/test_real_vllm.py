@@ -33,8 +33,8 @@ from tuneshift.demo import prepare_models
 from tuneshift.encoding import encode_prompt
 from tuneshift.engines.base import Decoding, Engine, ScoreRequest, Weights
 from tuneshift.engines.canary import AGREEMENT, Canary, mean_distance
-from tuneshift.engines.openai import Endpoint
-from tuneshift.engines.opening import EngineOptions, open_proved
+from tuneshift.engines.opening import open_proved
+from tuneshift.engines.options import Endpoint, EngineOptions
 from tuneshift.engines.source import Source
 from tuneshift.engines.vllm import VllmEngine, VllmOptions, server_environment
 from tuneshift.errors import ModelError

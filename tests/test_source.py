@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from tuneshift.encoding import encode_prompt
 from tuneshift.engines.base import Decoding, ScoreRequest, Weights
 from tuneshift.engines.hf import HfEngine
-from tuneshift.engines.opening import EngineOptions
+from tuneshift.engines.options import EngineOptions
 from tuneshift.engines.source import Answers, Source, open_source
 from tuneshift.errors import ModelError
 from tuneshift.models import LoadOptions

@@ -22,7 +22,8 @@ from test_transfer import run_cli
 from tuneshift.configfile import lay_over
 from tuneshift.criteria import Criterion, score_of
 from tuneshift.engines.base import Weights
-from tuneshift.engines.opening import EngineOptions, open_engine
+from tuneshift.engines.opening import open_engine
+from tuneshift.engines.options import EngineOptions
 from tuneshift.errors import ConfigError, DataError
 from tuneshift.models import LoadOptions
 from tuneshift.progress import Progress

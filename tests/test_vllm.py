@@ -23,8 +23,8 @@ from transformers import LlamaForCausalLM
 
 from tuneshift import guard
 from tuneshift.engines.base import Weights
-from tuneshift.engines.openai import Endpoint
-from tuneshift.engines.opening import EngineOptions, open_proved
+from tuneshift.engines.opening import open_proved
+from tuneshift.engines.options import Endpoint, EngineOptions
 from tuneshift.engines.vllm import VllmEngine, VllmOptions, check_python, servable, server_environment, telling
 from tuneshift.errors import ConfigError, ModelError
 from tuneshift.models import LoadOptions

@@ -20,8 +20,8 @@ from tuneshift.distill import TrainingSettings, inspect_target
 from tuneshift.engines.api import ApiSettings, read_secret
 from tuneshift.engines.base import Decoding, Engine, Weights
 from tuneshift.engines.dispatch import HostedModel, cost
-from tuneshift.engines.openai import Endpoint
-from tuneshift.engines.opening import EngineOptions, open_engine
+from tuneshift.engines.opening import open_engine
+from tuneshift.engines.options import Endpoint, EngineOptions
 from tuneshift.engines.source import Source, open_source
 from tuneshift.measuring import Instruments
 from tuneshift.models import LoadOptions, resolve_model

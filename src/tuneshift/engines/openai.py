@@ -10,12 +10,13 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from tuneshift.encoding import Reader
 from tuneshift.engines.base import Comparison, Completion, Decoding, ScoreRequest, as_completion, check_ids
+from tuneshift.engines.options import Endpoint
 from tuneshift.errors import ConfigError, ModelError
 
 if TYPE_CHECKING:
@@ -25,15 +26,6 @@ IMPOSSIBLE = -9999.0  # JSON has no infinity: vLLM sends this instead
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 TIMEOUT = 600.0  # seconds for one answer, the time in the server's queue included; a guess
 RETRIES = 4  # the package's own, with its backoff: a server of one's own is seldom busy for long; a guess
-
-
-@dataclass(frozen=True)
-class Endpoint:
-    """A model on a server; `api_key` is the key itself."""
-
-    base_url: str
-    model: str
-    api_key: str | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)

@@ -4,43 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
 
 from tuneshift.engines.base import Engine, Weights
-from tuneshift.engines.batching import BATCH_SIZE
 from tuneshift.engines.canary import AGREEMENT, Canary, Logprobs, Readings, mean_distance, prove, read, requests_of
 from tuneshift.engines.hf import HfEngine
-from tuneshift.engines.openai import Endpoint, OpenAIEngine
+from tuneshift.engines.openai import OpenAIEngine
+from tuneshift.engines.options import EngineOptions
 from tuneshift.engines.ray import RayEngine
 from tuneshift.engines.vllm import VllmEngine, VllmOptions, check_python
-from tuneshift.models import LoadOptions, load_tokenizer, read_config, read_generation_config, text_ends
-
-
-@dataclass(frozen=True)
-class EngineOptions:
-    """What runs the models; names, meaning and defaults are those of the configuration's `engine`.
-
-    `memory` is the share of a GPU's memory for one engine: `gpu_memory_utilization`, shared by those open at once.
-    """
-
-    kind: str = "hf"
-    load: LoadOptions = field(default_factory=LoadOptions)
-    batch_size: int = BATCH_SIZE
-    workers: int = 1
-    ray_address: str | None = None
-    threads: int | None = None
-    tensor_parallel_size: int = 1
-    memory: float = 0.85
-    max_model_len: int = 4096
-    python: str | None = None
-    reference_check: bool = True
-    fine_tuned: Endpoint | None = None
-    base: Endpoint | None = None
-
-    @property
-    def distributed(self) -> bool:
-        """Whether the engine runs in workers rather than in this process."""
-        return self.workers > 1 or self.ray_address is not None
+from tuneshift.models import load_tokenizer, read_config, read_generation_config, text_ends
 
 
 def open_engine(weights: Weights, options: EngineOptions) -> Engine:

@@ -24,7 +24,7 @@ from tuneshift.errors import ModelError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from tuneshift.engines.opening import EngineOptions
+    from tuneshift.engines.options import EngineOptions
 
 logger = logging.getLogger(__name__)
 

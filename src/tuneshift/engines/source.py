@@ -10,7 +10,8 @@ from tuneshift.adapters import check_adapter_base
 from tuneshift.encoding import encode_prompt, encode_response
 from tuneshift.engines.base import Completion, Decoding, Engine, ScoreRequest, Weights, derive_seed
 from tuneshift.engines.canary import Canary
-from tuneshift.engines.opening import EngineOptions, open_engine, open_proved
+from tuneshift.engines.opening import open_engine, open_proved
+from tuneshift.engines.options import EngineOptions
 from tuneshift.models import resolve_model
 from tuneshift.run.records import Response
 

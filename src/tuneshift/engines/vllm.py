@@ -26,7 +26,8 @@ from typing import Any
 from tuneshift import guard
 from tuneshift.adapters import read_adapter_config, save_merged, weight_names
 from tuneshift.engines.base import Weights
-from tuneshift.engines.openai import Endpoint, OpenAIEngine
+from tuneshift.engines.openai import OpenAIEngine
+from tuneshift.engines.options import Endpoint
 from tuneshift.errors import ConfigError, ModelError
 from tuneshift.models import (
     LoadOptions,

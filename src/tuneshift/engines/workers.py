@@ -30,7 +30,7 @@ from tuneshift.engines.canary import Canary, Readings, read
 from tuneshift.errors import ConfigError, ModelError
 
 if TYPE_CHECKING:
-    from tuneshift.engines.opening import EngineOptions
+    from tuneshift.engines.options import EngineOptions
 
 logger = logging.getLogger(__name__)
 
