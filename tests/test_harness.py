@@ -103,6 +103,22 @@ def test_mmlu_is_judged_by_likelihoods_and_a_stopped_evaluation_goes_on(
     assert (folder / "after.jsonl").read_bytes() == after
 
 
+def test_a_benchmark_tells_what_the_target_forgot(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = write_jsonl(tmp_path / "own.jsonl", [{"prompt": "a b", "reference": "c"}])
+    other = {"task": "mmlu", "harness": "lm_eval", "data": str(write_jsonl(tmp_path / "m.jsonl", MMLU_ROWS))}
+    verdict = evaluate(finished, capsys, data=str(own), regression=other)
+    assert (verdict["after"]["n"], verdict["questions"]["task"]) == (1, "jsonl")
+    found = verdict["regression"]
+    assert (found["before"]["n"], found["after"]["n"], found["chance"]) == (3, 3, 0.25)
+    assert (found["questions"]["task"], found["non_inferior"]) == ("mmlu", None)
+    written = {path.name for path in Path(verdict["run"]).glob("*.jsonl")}
+    assert written == {
+        f"{arm}.jsonl" for arm in ("before", "after", "source", "base", "regression_before", "regression_after")
+    }
+
+
 def test_a_benchmarks_questions_that_were_trained_on_are_left_out(
     finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -107,9 +107,10 @@ def _expected(usage: dict[str, Any] | None, factor: float | None) -> dict[str, f
 
 def _answer_seconds(loaded: LoadedConfig, inputs: Inputs, models: SynthesisModels) -> float | None:
     """Return the seconds that F takes for one of the evaluation's answers, in a batch; `None` without questions."""
-    questions = questions_of(loaded, inputs.items, inputs.digests)
-    if questions is None:
+    section = loaded.config.evaluation
+    if section is None:
         return None
+    questions = questions_of(loaded, section, inputs.items, inputs.digests["evaluation.data"])
     asked = questions.items[:PROBE]
     started = time.monotonic()
     questions.ask(models.source.engine, asked, fine_tuned=True)

@@ -20,7 +20,7 @@ from tuneshift.engines.source import Source
 from tuneshift.errors import DataError
 from tuneshift.launch import check_processes
 from tuneshift.models import file_sha256, resolve_model
-from tuneshift.questions import read_own_questions, read_questions
+from tuneshift.questions import question_sections, read_questions
 from tuneshift.sandbox import Sandbox
 
 
@@ -64,17 +64,14 @@ def read_inputs(config: Config, *, folder: Path, trains: bool = True) -> Inputs:
     """
     files = {"seeds": Path(config.seeds)}
     seeds = read_seeds(files["seeds"], config.prompt_template)
-    items: list[Item] = []
-    regression: list[Item] = []
+    asked: dict[str, list[Item]] = {}
     prompts: list[str] = []
     digests: dict[str, str] = {}
     if config.generator.prompts is not None:
         files["generator.prompts"] = Path(config.generator.prompts)
         prompts = read_prompts(files["generator.prompts"], config.prompt_template)
-    if config.evaluation is not None:
-        items, digests["evaluation.data"] = read_questions(config.evaluation, folder=folder)
-        if (other := config.evaluation.regression) is not None:
-            regression, digests["evaluation.regression.data"] = read_own_questions(other.data, other, folder=folder)
+    for name, section in question_sections(config).items():
+        asked[name], digests[f"{name}.data"] = read_questions(section, folder=folder)
     for reference in (
         config.source.base,
         config.source.model,
@@ -97,7 +94,7 @@ def read_inputs(config: Config, *, folder: Path, trains: bool = True) -> Inputs:
         # What else the file says moves no result: a run that lacked memory may go on with another file's text.
         processes = check_processes(Path(config.distill.accelerate), device=config.run.device)
         digests["distill.accelerate"] = f"{processes} processes"
-    return Inputs(seeds, items, digests, prompts, regression)
+    return Inputs(seeds, asked.get("evaluation", []), digests, prompts, asked.get("evaluation.regression", []))
 
 
 def _check_criterion(config: Config, seeds: Sequence[Seed]) -> None:

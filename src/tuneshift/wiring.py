@@ -23,6 +23,7 @@ from tuneshift.engines.dispatch import HostedModel, cost
 from tuneshift.engines.opening import open_engine
 from tuneshift.engines.options import Endpoint, EngineOptions
 from tuneshift.engines.source import Source, open_source
+from tuneshift.evaluate.evidence import Regression
 from tuneshift.measuring import Instruments
 from tuneshift.models import LoadOptions, resolve_model
 from tuneshift.preflight import Inputs, ModelChecks, check_models, check_rooms, objection
@@ -31,7 +32,7 @@ from tuneshift.prompts.generators import PromptGenerator
 from tuneshift.prompts.hosted import HostedGenerator
 from tuneshift.prompts.listed import ListedPrompts
 from tuneshift.prompts.stopping import Limits
-from tuneshift.questions import answer_limit, questions_of, regression_of
+from tuneshift.questions import answer_limit, questions_of
 from tuneshift.run.ledger import Ledger
 from tuneshift.run.records import Candidate
 from tuneshift.sections.engine import EndpointSection
@@ -67,9 +68,8 @@ def synthesis_models(loaded: LoadedConfig, inputs: Inputs, progress: Progress) -
         ready.check(seed_texts)  # before any weights are read
     progress.note(f"Checking the target: {config.target.model}")
     target = inspect_target(training_settings(loaded))
-    check_rooms(
-        [(item.place, item.prompt, answer_limit(config, regression=True)) for item in inputs.regression], [target]
-    )
+    regression = config.evaluation and config.evaluation.regression  # the target alone is asked these
+    check_rooms([(one.place, one.prompt, answer_limit(config, regression)) for one in inputs.regression], [target])
     progress.note(f"Loading the source: {config.source.base} with {config.source.adapter or config.source.model}")
     together = _synthesis_engines(config)
     with ExitStack() as opened:
@@ -82,7 +82,7 @@ def synthesis_models(loaded: LoadedConfig, inputs: Inputs, progress: Progress) -
             inputs,
             readers=readers,
             decoding=answer_decoding(loaded),
-            answer_tokens=answer_limit(config),
+            answer_tokens=answer_limit(config, config.evaluation),
             demos=0 if config.generator.kind == "file" else config.synthesis.demos,
         )
         progress.note(f"The adapter acts: it moves a seed token's log-probability by {checks.adapter_effect:.2f} nats")
@@ -308,15 +308,20 @@ def _own_generator(config: Config) -> str | None:
 
 def evidence_settings(loaded: LoadedConfig, inputs: Inputs, adapter: Path) -> dict[str, Any]:
     """Return the arguments of `gather_evidence` that the configuration sets; `adapter` is the trained one."""
-    config = loaded.config
+    config, section = loaded.config, loaded.config.evaluation
+    regression = section and section.regression
 
     def open_target() -> Engine:
         target = config.target.model
         return open_engine(Weights(target, resolve_model(target), adapter=str(adapter)), engine_options(loaded))
 
     return {
-        "questions": questions_of(loaded, inputs.items, inputs.digests),
-        "regression": regression_of(loaded, inputs.regression, inputs.digests),
+        "questions": section and questions_of(loaded, section, inputs.items, inputs.digests["evaluation.data"]),
+        "regression": regression
+        and Regression(
+            questions_of(loaded, regression, inputs.regression, inputs.digests["evaluation.regression.data"]),
+            margin=regression.margin,
+        ),
         "open_target": open_target,
         "open_source": lambda: open_run_source(loaded, inputs.seeds, substitute=False).engine,
         "seed": config.run.seed,

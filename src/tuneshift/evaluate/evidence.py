@@ -82,14 +82,17 @@ def gather_evidence(
     arms |= {name: arms[name.removeprefix("regression_")] for name in elsewhere}
     arms |= {"source": (open_source, True), "base": (open_source, False)}
     outcomes = evaluate_arms(folder, questions, arms, progress, elsewhere=elsewhere)
-    chance = {"chance": questions.chance, "chance_reason": questions.chance_reason}
     judged = judge(**{arm: outcomes[arm] for arm in ARMS}, seed=seed)
-    verdict = {**judged, **chance, "questions": questions.described}
+    verdict = {**judged, **_described(questions)}
     if regression is None:
         return verdict | {"regression": None, "regression_reason": "no evaluation.regression is configured"}
     before, after = (outcomes[name] for name in elsewhere)
     elsewhere_judged = judge_regression(before=before, after=after, margin=regression.margin, seed=seed)
-    return verdict | {"regression": {**elsewhere_judged, "questions": regression.questions.described}}
+    return verdict | {"regression": {**elsewhere_judged, **_described(regression.questions)}}
+
+
+def _described(questions: Questions) -> dict[str, Any]:
+    return {"chance": questions.chance, "chance_reason": questions.chance_reason, "questions": questions.described}
 
 
 def evaluate_arms(

@@ -138,12 +138,13 @@ def regression_line(regression: dict[str, Any]) -> str:
 def _regression(regression: dict[str, Any] | None) -> str:
     if regression is None:
         return ""
+    asked = regression["questions"]
     lines = [
         "## Regression",
         "",
         markdown_table(ACCURACY_HEADER, accuracy_rows(regression)),
         "",
-        f"- Questions: {regression['questions']['data']}",
+        f"- Questions: {asked['task']}, {asked['data'] or 'from the Hub'}.",
         f"- Result: {regression_line(regression)}.",
         f"- Negative flips: {_flips(regression['negative_flips'], 'the target had right before')}.",
     ]

@@ -37,38 +37,8 @@ def check_metric(metric: str, pattern: str | None) -> None:
         raise ValueError(f"metric {metric!r} is none of {', '.join(METRICS)} and no dotted path of a function")
 
 
-class RegressionSection(Section):
-    """Questions on something else, which the target answers before and after: did it forget?
-
-    They leave `improved` as it is; the verdict's `regression` tells whether a loss of `margin` is ruled out.
-    """
-
-    data: PathText = Field(description='JSONL with {"prompt": ..., "reference": ...} a line.')
-    metric: str = Field("exact_match", description="As `evaluation.metric`.")
-    pattern: str | None = Field(None, description="As `evaluation.pattern`.")
-    max_new_tokens: int | None = Field(None, ge=1, description="Length limit in tokens; that of synthesis if null.")
-    stop: tuple[str, ...] | None = Field(None, description="Stop strings; those of synthesis if null.")
-    margin: float = Field(
-        0.02,
-        gt=0,
-        lt=1,
-        description="The loss of accuracy that would matter, as a share of the questions; to rule out 0.02 takes 149 "
-        "questions without any loss, and more with some.",
-    )
-
-    @property
-    def metric_name(self) -> str:
-        """The metric, under the name that it has in `evaluation` too."""
-        return self.metric
-
-    @model_validator(mode="after")
-    def _metric_is_known(self) -> RegressionSection:
-        check_metric(self.metric, self.pattern)
-        return self
-
-
-class EvaluationSection(Section):
-    """The questions on which the verdict rests: your own, or a public benchmark's; see docs/evaluation.md."""
+class QuestionsSection(Section):
+    """Questions: your own, or a public benchmark's; see docs/evaluation.md."""
 
     task: Literal["jsonl", "gsm8k", "bbh", "mmlu", "mbpp", "mbpp_plus"] = Field(
         "jsonl",
@@ -110,7 +80,6 @@ class EvaluationSection(Section):
     stop: tuple[str, ...] | None = Field(
         None, description="Stop strings; null: those of synthesis for `jsonl`, else the harness's."
     )
-    regression: RegressionSection | None = Field(None, description="Questions on something else; null: not asked.")
     unsafe_no_sandbox: bool = Field(
         False,
         description="`mbpp`, `mbpp_plus`: run what models write in a bare process, where it can do what you can. Only "
@@ -119,7 +88,7 @@ class EvaluationSection(Section):
 
     @property
     def metric_name(self) -> str:
-        """The metric on which the verdict rests."""
+        """The metric that counts."""
         return self.metric or (METRICS if self.task == "jsonl" else BENCHMARKS[self.task].metrics)[0]
 
     @property
@@ -128,13 +97,13 @@ class EvaluationSection(Section):
         return self.subtask or (None if self.task == "jsonl" else BENCHMARKS[self.task].default_subtask)
 
     @model_validator(mode="after")
-    def _only_programs_need_a_sandbox(self) -> EvaluationSection:
+    def _only_programs_need_a_sandbox(self) -> QuestionsSection:
         if self.unsafe_no_sandbox and (self.task == "jsonl" or BENCHMARKS[self.task].grading is None):
             raise ValueError(f"`unsafe_no_sandbox` belongs to mbpp and mbpp_plus: `task: {self.task}` runs no programs")
         return self
 
     @model_validator(mode="after")
-    def _task_has_what_it_needs(self) -> EvaluationSection:
+    def _task_has_what_it_needs(self) -> QuestionsSection:
         if self.task != "jsonl":
             return self._check_benchmark()
         if self.data is None:
@@ -144,7 +113,7 @@ class EvaluationSection(Section):
         check_metric(self.metric_name, self.pattern)
         return self
 
-    def _check_benchmark(self) -> EvaluationSection:
+    def _check_benchmark(self) -> QuestionsSection:
         benchmark = BENCHMARKS[self.task]
         if self.metric_name not in benchmark.metrics:
             raise ValueError(
@@ -168,3 +137,25 @@ class EvaluationSection(Section):
         if self.harness == "lm_eval" and self.stop is not None:
             raise ValueError("`harness: lm_eval` has its own stop strings: leave `stop` out, or set `harness: native`")
         return self
+
+
+class RegressionSection(QuestionsSection):
+    """Questions on something else, which the target answers before and after: did it forget?
+
+    They leave `improved` as it is; the verdict's `regression` tells whether a loss of `margin` is ruled out. The other
+    keys are those of `evaluation`.
+    """
+
+    margin: float = Field(
+        0.02,
+        gt=0,
+        lt=1,
+        description="The loss of accuracy that would matter, as a share of the questions; to rule out 0.02 takes 149 "
+        "questions without any loss, and more with some.",
+    )
+
+
+class EvaluationSection(QuestionsSection):
+    """The questions on which the verdict rests: your own, or a public benchmark's; see docs/evaluation.md."""
+
+    regression: RegressionSection | None = Field(None, description="Questions on something else; null: not asked.")
