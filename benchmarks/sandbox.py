@@ -1,4 +1,4 @@
-"""Claim: in the sandbox a program takes about twice the time of one in a bare process with the same limits.
+"""Claim: in the sandbox a program takes at most twice the time of one in a bare process with the same limits.
 
     python benchmarks/sandbox.py [--programs 50] [--repeats 5]
 

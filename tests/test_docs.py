@@ -101,3 +101,10 @@ def test_every_study_is_one(path: Path) -> None:
     base = load_config(Path(study.config)).raw
     for level in [*(level for levels in study.axes.values() for level in levels.values()), *study.replicates.values()]:
         check_config(lay_over(base, level), folder=Path(study.config).parent, name=path.stem, shown_as=path.name)
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))], ids=lambda page: page.name)
+def test_every_link_leads_somewhere(page: Path) -> None:
+    links = re.findall(r"\]\(([^)#\s]+)", page.read_text(encoding="utf-8"))
+    missing = [link for link in links if "://" not in link and not (page.parent / link).exists()]
+    assert not missing

@@ -439,6 +439,14 @@ def test_a_study_that_was_killed_at_random_instants_writes_the_same_tables(tiny:
         ({"seize": 3}, "seize: unknown key; did you mean `size`?"),
         ({"axes": {"task": {"a": {"synthesis": {"demo": 2}}}}}, "task=a, replicate 0: 1 error(s)"),
         ({"axes": {"task": {"a": {"evaluation": None}}}}, "Add an `evaluation` section"),
+        (
+            {"axes": {"task": {"a": {"evaluation": {"regression": {"data": "test.jsonl"}}}}}},
+            "asks no regression questions",
+        ),
+        (
+            {"replicates": {"a": {}, "b": {"evaluation": {"max_new_tokens": 3}}}},
+            "its replicates ask different questions",
+        ),
     ],
 )
 def test_a_wrong_study_file_is_refused_with_the_place(
@@ -461,6 +469,14 @@ def test_seeds_without_responses_cannot_be_an_arm(tiny: Tiny, tmp_path: Path) ->
     path = write_study(tmp_path, tiny)
     write_jsonl(tmp_path / "seeds.jsonl", [{"prompt": f"Request: {text}\nIntent:"} for text in CORPUS[:5]])
     with pytest.raises(ConfigError, match="arm floor: 5 of 5 seeds have no response to learn"):
+        load_study(path)
+
+
+def test_seeds_without_responses_cannot_be_demonstrations(tiny: Tiny, tmp_path: Path) -> None:
+    arms = {"first": {"criterion": "none"}, "shown": {"criterion": "few_shot_base", "best": True}}
+    path = write_study(tmp_path, tiny, arms=arms, reference="first")
+    write_jsonl(tmp_path / "seeds.jsonl", [{"prompt": f"Request: {text}\nIntent:"} for text in CORPUS[:5]])
+    with pytest.raises(DataError, match="few_shot_base shows B the seeds with their responses"):
         load_study(path)
 
 

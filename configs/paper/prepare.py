@@ -41,7 +41,7 @@ def rows_of(task: str, data: Path | None) -> list[dict]:
 
 
 def pair_of(task: str, row: dict) -> dict:
-    """Return a training example as prompt and response, in the form in which the task is asked."""
+    """Return a training example as prompt and response: GSM8K as it is asked, MMLU without the subject's line above."""
     if task == "gsm8k":
         return {"prompt": f"Question: {row['question']}\nAnswer:", "response": f" {row['answer']}"}
     if task == "mbpp":  # the bare sentence, as in the paper's Figure 8

@@ -16,7 +16,7 @@ from tuneshift.errors import ConfigError, DataError, ResumeRefused, RunDirectory
 from tuneshift.evaluate.evidence import gather_evidence
 from tuneshift.measuring import measure_stored
 from tuneshift.pipeline import finish
-from tuneshift.preflight import read_inputs
+from tuneshift.preflight import Inputs, read_inputs
 from tuneshift.progress import SILENT, Progress
 from tuneshift.prompts.screening import normalize
 from tuneshift.run.directory import RunDirectory, jsonl, write_atomically, write_json
@@ -91,12 +91,7 @@ def measure(run: RunDirectory, overrides: Sequence[str], *, progress: Progress =
             raise ConfigError(f"criterion {criterion.name} needs no measure: tuneshift reselect decides at once.")
         lacking = unmeasured(candidates, criterion, gated=False)
         inputs = read_inputs(loaded.config, folder=loaded.folder, trains=False)
-        own = {name: digest for name, digest in inputs.digests.items() if name in ("seeds", "source.adapter")}
-        if other := changed_inputs(ledger, own):
-            raise ResumeRefused(
-                f"{run.path}: this run was started with other content in {', '.join(other)}, so measures would not "
-                "belong to its candidates. Restore the file."
-            )
+        _check_source(run, ledger, inputs, "measures would not belong to its candidates")
         title = f"Measuring for {criterion.name}"
         with (
             open_instruments(loaded, inputs.seeds) as instruments,
@@ -110,6 +105,16 @@ def measure(run: RunDirectory, overrides: Sequence[str], *, progress: Progress =
             "measured": len(lacking),
             **_scores(ledger.candidates(), criterion),
         }
+
+
+def _check_source(run: RunDirectory, ledger: Ledger, inputs: Inputs, otherwise: str) -> None:
+    """Refuse seeds or an adapter that are not those that the run was started with."""
+    own = {name: digest for name, digest in inputs.digests.items() if name in ("seeds", "source.adapter")}
+    if other := changed_inputs(ledger, own):
+        raise ResumeRefused(
+            f"{run.path}: this run was started with other content in {', '.join(other)}, so {otherwise}. "
+            "Restore the file."
+        )
 
 
 def _scores(candidates: Sequence[Candidate], criterion: Criterion) -> dict[str, Any]:
@@ -129,16 +134,17 @@ def evaluate_again(
 
     Raises:
         RunDirectoryError: the run has no trained adapter yet. ConfigError: an override touches another section.
-        DataError: the target was trained on every question.
+        DataError: the target was trained on every question. ResumeRefused: the seeds or the adapter are others now.
     """
     if not run.training.exists():
         raise RunDirectoryError(f"{run.path}: the target is not trained yet. Finish `tuneshift transfer` first.")
     _only(overrides, ("evaluation",), "a trained run can only be given other `evaluation` settings")
     with Ledger(run.ledger) as ledger:
         loaded = stored_config(run, ledger, overrides)
-    if loaded.config.evaluation is None:
-        raise ConfigError(f"{run.path}: no questions are configured. Give --set evaluation.data=FILE.jsonl.")
-    inputs = read_inputs(loaded.config, folder=loaded.folder, trains=False)
+        if loaded.config.evaluation is None:
+            raise ConfigError(f"{run.path}: no questions are configured. Give --set evaluation.data=FILE.jsonl.")
+        inputs = read_inputs(loaded.config, folder=loaded.folder, trains=False)
+        _check_source(run, ledger, inputs, "F and B would not be this run's")
     trained = {normalize(row["prompt"]) for row in read_rows(run.dataset)}
     asked = _untrained(inputs.items, trained, "evaluation.data", progress)
     regression = _untrained(inputs.regression, trained, "evaluation.regression.data", progress)

@@ -88,7 +88,7 @@ def read_inputs(config: Config, *, folder: Path, trains: bool = True) -> Inputs:
             check_adapter_base(adapter, config.source.base)
         read_adapter_config(adapter)
         files["source.adapter"] = Path(adapter) / "adapter_model.safetensors"
-    _check_criterion(config, seeds)
+    check_criterion(config, seeds)
     digests |= {name: file_sha256(path) for name, path in files.items()}
     if config.distill.accelerate is not None and trains:
         # What else the file says moves no result: a run that lacked memory may go on with another file's text.
@@ -97,7 +97,7 @@ def read_inputs(config: Config, *, folder: Path, trains: bool = True) -> Inputs:
     return Inputs(seeds, asked.get("evaluation", []), digests, prompts, asked.get("evaluation.regression", []))
 
 
-def _check_criterion(config: Config, seeds: Sequence[Seed]) -> None:
+def check_criterion(config: Config, seeds: Sequence[Seed]) -> None:
     """Prove that what the criterion measures with is there."""
     silent = next((seed for seed in seeds[: config.synthesis.demos] if seed.response is None), None)
     if config.criterion.name == "few_shot_base" and silent is not None:

@@ -76,13 +76,13 @@ def judge_regression(
 ) -> dict[str, Any]:
     """Return the verdict's `regression`: what T lost on other questions, and whether that matters.
 
-    `non_inferior` is true where a loss of `margin` is ruled out (exact test, 95 %), false where T lost more than the
-    margin, and null, with its reason, where neither is so.
+    `non_inferior` is true where a loss of `margin` is ruled out (exact test, 95 %), false where the interval of the
+    difference shows a larger one, and null, with its reason, where neither is so.
     """
     first, second = _flags(before), _flags(after)
     change = paired_difference(first, second, seed=seed)
     test = non_inferior(first, second, margin)
-    lost_more = change.difference < -margin
+    lost_more = change.interval.high < -margin
     undecided = f"{len(first)} questions do not rule out a loss of {margin * 100:g} points"
     return {
         "before": _rate(before),
@@ -119,7 +119,7 @@ def _reservations(verdict: dict[str, Any]) -> list[str]:
     chance, regression = verdict.get("chance"), verdict.get("regression")
     found = []
     if chance is not None and verdict["after"]["interval"]["low"] <= chance:
-        found.append(f"It is not above chance, {chance:.1%}.")
+        found.append(f"It is not shown to be above chance, {chance:.1%}.")
     if regression is not None and regression["non_inferior"] is False:
         lost = points(regression["difference"], regression["after"]["n"])
         margin = f"{regression['margin'] * 100:g} points"

@@ -15,7 +15,7 @@ from tuneshift.datafiles import read_pairs, read_prompts
 from tuneshift.distill import Pair
 from tuneshift.errors import ConfigError
 from tuneshift.evaluate.evidence import Questions
-from tuneshift.preflight import Inputs, read_inputs
+from tuneshift.preflight import Inputs, check_criterion, read_inputs
 from tuneshift.prompts.screening import normalize
 from tuneshift.sections.study import SEEDS, StudySection
 from tuneshift.wiring import evidence_settings
@@ -104,7 +104,14 @@ def load_study(path: Path) -> Study:
         for one in settings:
             merged = lay_over(merged, one)
         units.append(_unit(path, section, base, merged, dict(combination), replicate))
-    return Study(path.stem, folder, raw, section, units)
+    study = Study(path.stem, folder, raw, section, units)
+    for cell, members in study.cells().items():
+        if len({unit.questions.fingerprint() for unit in members}) > 1:
+            raise ConfigError(
+                f"{path}: {cell}: its replicates ask different questions, but answers to the same ones are compared. "
+                "Let an axis set `evaluation`, not a replicate."
+            )
+    return study
 
 
 def _synthesis(candidates: int) -> dict[str, Any]:
@@ -130,6 +137,8 @@ def _unit(
     loaded = check_config(raw, folder=base.folder, name=name, shown_as=shown_as)
     if loaded.config.evaluation is None:
         raise ConfigError(f"{shown_as}: a study compares accuracies. Add an `evaluation` section with data.")
+    if loaded.config.evaluation.regression is not None:
+        raise ConfigError(f"{shown_as}: a study asks no regression questions. Leave `evaluation.regression` out.")
     inputs = read_inputs(loaded.config, folder=loaded.folder)
     return replace(unit, loaded=loaded, inputs=inputs, arms=list(_arms(section, loaded, inputs, levels, shown_as)))
 
@@ -142,6 +151,7 @@ def _arms(
         if arm.criterion is not None:
             raw = lay_over(loaded.raw, {"criterion": arm.criterion.model_dump(exclude_unset=True)})
             decided = check_config(raw, folder=loaded.folder, name=name, shown_as=f"{shown_as}, arm {name}")
+            check_criterion(decided.config, inputs.seeds)
             yield Arm(name, section.size, criterion=decided, best=arm.best)
         elif arm.pairs == SEEDS:
             seeds = [Pair(seed.prompt, seed.response) for seed in inputs.seeds if seed.response]

@@ -177,7 +177,12 @@ def _opened(unit: Unit, writes: bool, progress: Progress) -> Iterator[tuple[Sour
 
 
 def _write_candidates(unit: Unit, products: Products, models: SynthesisModels, progress: Progress) -> None:
-    own = replace(models, generator=replace(models.generator, run_seed=unit.loaded.config.run.seed))
+    seed = unit.loaded.config.run.seed  # the models may have been opened for another unit
+    own = replace(
+        models,
+        generator=replace(models.generator, run_seed=seed),
+        instruments=replace(models.instruments, run_seed=seed),
+    )
     with products.synthesis(unit) as run, open_ledger(unit.loaded, run, unit.inputs.digests) as ledger:
         synthesize(unit.loaded, unit.inputs, own, ledger, progress)
 

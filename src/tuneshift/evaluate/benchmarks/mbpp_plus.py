@@ -184,7 +184,7 @@ def _all_close(plain: Any, expected: Any, atol: float) -> bool:
 
 
 def _kind(plain: Any) -> str:
-    return next(iter(plain)) if isinstance(plain, dict) else type(plain).__name__
+    return next(iter(plain), "dict") if isinstance(plain, dict) else type(plain).__name__
 
 
 def _is_floats(plain: Any) -> bool:
