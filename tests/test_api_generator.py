@@ -507,16 +507,3 @@ def test_a_long_wait_is_told(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) ->
         HostedModel(settings(api), note=notes.append).answer(questions(6), decoding=DECODING, ledger=ledger)
     assert notes
     assert all("status 429; asking again in " in note for note in notes)
-
-
-def test_a_ledger_from_before_there_were_requests_can_be_continued(tmp_path: Path) -> None:
-    import sqlite3
-
-    path = tmp_path / "old.sqlite"
-    with Ledger(path) as ledger:
-        ledger.set_meta(name="old")
-    with sqlite3.connect(path) as database:
-        database.execute("DROP TABLE requests")
-    database.close()
-    with Ledger(path) as ledger:
-        assert ledger.usage().requests == 0

@@ -16,6 +16,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -475,10 +476,21 @@ def test_a_killed_evaluation_of_other_questions_leaves_the_runs_own_evidence(
         assert process.exitcode == code, starter.printed(run)
         vouched = json.loads((run / "manifest.json").read_text())["files"]
         assert vouched == {name: file_sha256(run / name) for name in vouched}
-    assert len(list(run.glob("evaluations/*/*.jsonl"))) == 3
+    assert len(list(run.glob("evaluations/*/*.jsonl"))) == 4
 
 
 # --- two processes, one directory ---
+
+
+def test_a_new_ledger_may_be_opened_by_several_at_once(tmp_path: Path) -> None:
+    def opened(path: Path) -> str | None:
+        with Ledger(path) as ledger:
+            ledger.set_meta(name="new")
+            return ledger.meta("name")
+
+    for number in range(10):
+        with ThreadPoolExecutor(8) as pool:  # `show` beside a run that has just begun
+            assert set(pool.map(opened, [tmp_path / f"{number}.sqlite"] * 8)) == {"new"}
 
 
 def test_a_second_process_is_refused_and_changes_nothing(starter: Starter, run: Path) -> None:

@@ -613,17 +613,3 @@ def test_what_cannot_be_measured_is_refused_at_the_door(
 
 
 # The ledger
-
-
-def test_a_ledger_that_was_started_without_measures_takes_them(run: Path) -> None:
-    import sqlite3
-
-    db = sqlite3.connect(run / "ledger.sqlite")
-    db.execute("DROP TABLE measures")
-    db.close()
-    before = stored(run)
-    worth = [replace(c, measures={"kl": 0.1 + n, "entropy_f": None}) for n, c in enumerate(usable(before))]
-    with Ledger(run / "ledger.sqlite") as ledger:
-        ledger.record_measures(worth)
-    by_id = {c.id: c for c in worth}
-    assert stored(run) == [by_id.get(c.id, c) for c in before]

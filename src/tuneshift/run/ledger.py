@@ -21,7 +21,7 @@ from tuneshift.errors import RunDirectoryError
 from tuneshift.run.records import Candidate, GeneratorCall, Usage
 
 APPLICATION_ID = 0x54534B44  # "TSKD"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE calls (
@@ -40,23 +40,18 @@ CREATE TABLE responses (
     PRIMARY KEY (candidate_id, role)
 );
 CREATE TABLE stage_seconds (stage TEXT NOT NULL, seconds REAL NOT NULL);
-"""
-REQUESTS = """
-CREATE TABLE IF NOT EXISTS requests (
+CREATE TABLE requests (
     number INTEGER PRIMARY KEY, call_id TEXT NOT NULL, prompt_reserved INTEGER NOT NULL,
     completion_reserved INTEGER NOT NULL, status INTEGER, problem TEXT, seconds REAL,
     prompt_tokens INTEGER AS (CASE WHEN json_valid(body) THEN json_extract(body, '$.usage.prompt_tokens') END) STORED,
     completion_tokens INTEGER
         AS (CASE WHEN json_valid(body) THEN json_extract(body, '$.usage.completion_tokens') END) STORED,
     body TEXT
-)
-"""
-MEASURES = """
-CREATE TABLE IF NOT EXISTS measures (
+);
+CREATE TABLE measures (
     candidate_id TEXT NOT NULL REFERENCES candidates, name TEXT NOT NULL, value REAL, PRIMARY KEY (candidate_id, name)
-)
+);
 """
-LATER = (REQUESTS, MEASURES)  # apart from SCHEMA, so that a run that was started without these tables can go on
 
 
 @dataclass(frozen=True)
@@ -270,21 +265,29 @@ class Ledger:
         self._db.execute("PRAGMA journal_mode = WAL")
         self._db.execute("PRAGMA synchronous = FULL")
         self._db.execute("PRAGMA foreign_keys = ON")
-        application, version = (
-            self._db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version")
-        )
-        if (application, version) == (0, 0):
-            self._db.executescript(
-                f"BEGIN; {SCHEMA} PRAGMA application_id = {APPLICATION_ID}; "
-                f"PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
-            )
-        elif (application, version) != (APPLICATION_ID, SCHEMA_VERSION):
+        if self._version() == (0, 0):
+            self._create()
+        if self._version() != (APPLICATION_ID, SCHEMA_VERSION):
+            application, version = self._version()
             raise sqlite3.DatabaseError(f"application {application:#x} version {version}, not a TuneShift ledger")
-        for table in LATER:
-            self._db.execute(table)
         problems = self._db.execute("PRAGMA quick_check").fetchone()[0]
         if problems != "ok":
             raise sqlite3.DatabaseError(problems)
+
+    def _version(self) -> tuple[int, int]:
+        application, version = (
+            self._db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version")
+        )
+        return application, version
+
+    def _create(self) -> None:
+        """Make the tables, unless another process that opened the new file at the same time has made them."""
+        with self._transaction():
+            if self._version() == (0, 0):
+                for statement in SCHEMA.split(";"):
+                    self._db.execute(statement)
+                self._db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+                self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
     def _transaction(self) -> _Transaction:
         return _Transaction(self._db)

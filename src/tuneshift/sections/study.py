@@ -41,8 +41,8 @@ class ArmSection(Section):
 
     criterion: Annotated[CriterionSection, BeforeValidator(name_alone)] | None = Field(
         None,
-        description="A rule by name, or its settings, laid over the configuration's: the first `size` candidates that "
-        "it keeps, in the order in which they were written. `random` draws `size` of all that are usable.",
+        description="A rule by name, or its settings, laid over the configuration's: `size` of the candidates that it "
+        "keeps, drawn by a hash of their ids. `random` draws of all that are usable, as `none` does.",
     )
     best: bool = Field(
         False, description="Take the `size` candidates that a graded criterion ranks highest, whatever its threshold."

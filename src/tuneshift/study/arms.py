@@ -48,8 +48,9 @@ def choose(
 ) -> list[Candidate] | str:
     """Return `size` candidates in the order in which they were written, or why there are not as many.
 
-    A rule takes the first `size` that it keeps; with `best`, those that it grades highest. `random` draws `size` of all
-    that are usable, by their ids.
+    A rule draws `size` of those that it keeps, by a hash of their ids that is the same for all rules; with `best` it
+    takes those that it grades highest. `random` draws of all that are usable. So arms differ in their rules alone: the
+    first ones kept would also be those of the early rounds.
     """
     if best:
         grades = {c.id: grade for c in candidates if (grade := score_of(c, criterion)) is not None}
@@ -61,7 +62,7 @@ def choose(
     kept = [candidate for candidate in decide_all(candidates, rule) if candidate.kept]
     if len(kept) < size:
         return f"kept {len(kept)} of {size} wanted"
-    return draw(kept, size, criterion.seed, lambda c: c.id) if criterion.name == "random" else kept[:size]
+    return draw(kept, size, criterion.seed, lambda c: c.id)
 
 
 def draw(items: Sequence[Drawn], size: int, seed: int, name: Callable[[Drawn], str]) -> list[Drawn]:
