@@ -349,7 +349,7 @@ def _show_verdict(verdict: dict[str, Any], path: Path, as_json: bool) -> None:
         recovery = f"{verdict['recovery']:.2f}" if verdict["recovery"] is not None else "n/a"
         gain = points_with_interval(verdict["difference"], verdict["difference_interval"], verdict["after"]["n"])
         console.print(f"gain {gain}; McNemar p {verdict['mcnemar_p']:.2g}; recovery {recovery}")
-        if verdict.get("regression"):
+        if verdict["regression"] is not None:
             console.print(regression_line(verdict["regression"]))
     if "kept" in verdict:
         _show_costs(verdict, console)

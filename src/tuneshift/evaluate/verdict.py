@@ -62,7 +62,6 @@ def judge(
         "mcnemar_mid_p": test.mid_p,
         "gained_items": test.only_second,
         "lost_items": test.only_first,
-        "source_right_after_wrong": flips["source"]["items"],
         "negative_flips": flips,
         "recovery": recovered.ratio,
         "recovery_interval": asdict(recovered.interval) if recovered.interval else None,
@@ -116,7 +115,7 @@ def sentence(verdict: dict[str, Any]) -> str:
 
 
 def _reservations(verdict: dict[str, Any]) -> list[str]:
-    chance, regression = verdict.get("chance"), verdict.get("regression")
+    chance, regression = verdict["chance"], verdict["regression"]
     found = []
     if chance is not None and verdict["after"]["interval"]["low"] <= chance:
         found.append(f"It is not shown to be above chance, {chance:.1%}.")

@@ -25,7 +25,7 @@ def write_report(run: RunDirectory, ledger: Ledger) -> None:
         f"# Transfer report: {ledger.meta('name')}",
         sentence(verdict),
         _accuracy(verdict),
-        _regression(verdict.get("regression")),
+        _regression(verdict["regression"]),
         _selection(verdict),
         _expected_margin(decomposition(candidates, ledger.rounds())),
         _training(training),
@@ -39,7 +39,7 @@ def write_report(run: RunDirectory, ledger: Ledger) -> None:
 def accuracy_rows(verdict: dict[str, Any]) -> list[list[str]]:
     """Return a row for each arm: what it is, how many items it got right, accuracy and its 95 % interval.
 
-    What a verdict does not hold, such as the base in a run of before it was asked, has no row.
+    An arm that was not asked, such as the source in a verdict's `regression`, has no row.
     """
     names = {
         "base": "Source's base",
@@ -47,7 +47,7 @@ def accuracy_rows(verdict: dict[str, Any]) -> list[list[str]]:
         "before": "Target before",
         "after": "Target after",
     }
-    chance = verdict.get("chance")
+    chance = verdict["chance"]
     rows = [
         [
             label,
@@ -68,13 +68,13 @@ ACCURACY_HEADER = ["model", "right", "accuracy", "95 % interval", "hit the lengt
 def _accuracy(verdict: dict[str, Any]) -> str:
     if verdict["improved"] is None:
         return ""
-    n, mid_p = verdict["after"]["n"], verdict.get("mcnemar_mid_p")
+    n = verdict["after"]["n"]
     lines = [
         markdown_table(ACCURACY_HEADER, accuracy_rows(verdict)),
         "",
         f"- Gain {points_with_interval(verdict['difference'], verdict['difference_interval'], n)}; "
         f"{verdict['gained_items']} items gained, {verdict['lost_items']} lost; exact McNemar "
-        f"p = {verdict['mcnemar_p']:.3g}" + ("." if mid_p is None else f" (mid-p {mid_p:.3g})."),
+        f"p = {verdict['mcnemar_p']:.3g} (mid-p {verdict['mcnemar_mid_p']:.3g}).",
     ]
     if verdict["recovery"] is None:
         lines.append(f"- Recovery: n/a ({verdict['recovery_reason']}).")
@@ -104,7 +104,7 @@ def _accuracy(verdict: dict[str, Any]) -> str:
 def _other_metrics(verdict: dict[str, Any]) -> list[tuple[str, str]]:
     """Return each metric that the verdict does not rest on, and the arms' rates by it."""
     arms = {"before": "target before", "after": "target after", "source": "source"}
-    by_metric = {arm: verdict[arm].get("by_metric", {}) for arm in arms}
+    by_metric = {arm: verdict[arm]["by_metric"] for arm in arms}
     others = [metric for metric in by_metric["before"] if metric != verdict["questions"]["metric"]]
     return [
         (metric, "; ".join(f"{label} {_rate(by_metric[arm][metric])}" for arm, label in arms.items()))
@@ -159,7 +159,7 @@ def _selection(verdict: dict[str, Any]) -> str:
         f"## Candidates\n\n{n} candidates in {verdict['rounds']} rounds; {verdict['stop_reason']}; "
         f"criterion {verdict['criterion']}{tau}.\n\n"
         + markdown_table(["outcome", "candidates", "share"], rows)
-        + _api_usage(verdict.get("generator_usage"))
+        + _api_usage(verdict["generator_usage"])
     )
 
 
@@ -184,8 +184,7 @@ def _expected_margin(found: dict[str, Any] | None) -> str:
 def _training(training: dict[str, Any]) -> str:
     losses = training["losses"]
     shown = ", ".join(f"{loss:.3f}" for loss in losses)
-    processes = training.get("processes", 1)  # runs of before this was recorded had one
-    together = f" and in {processes} processes" if processes > 1 else ""
+    together = f" and in {training['processes']} processes" if training["processes"] > 1 else ""
     return (
         f"## Training\n\n{training['steps']} steps on {', '.join(training['target_modules'])} in "
         f"{training['seconds']:.0f} s{together}. Mean loss by epoch, in nats per response token: {shown}."
