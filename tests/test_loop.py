@@ -13,10 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerBase
 
+from tuneshift.datafiles import Item
 from tuneshift.encoding import Reader
 from tuneshift.engines.base import Completion, Decoding, ScoreRequest
 from tuneshift.errors import ModelError
 from tuneshift.models import load_tokenizer
+from tuneshift.prompts.contamination import HeldOut
 from tuneshift.prompts.generators import PoolItem, PromptGenerator, chat_request, few_shot_prompt, separator
 from tuneshift.prompts.screening import UNANSWERED, Screen, normalize
 from tuneshift.prompts.stopping import Limits, diagnosis, next_calls, stop_reason
@@ -159,7 +161,7 @@ def call_of(*raw: str, finished: bool = True) -> GeneratorCall:
 def screen(**options: Any) -> Screen:
     defaults: dict[str, Any] = {
         "seeds": ["Play some jazz!"],
-        "held_out": ["What is the weather in Paris?"],
+        "held_out": HeldOut([Item("e0", "f:1", "What is the weather in Paris?", "")]),
         "seen": ["Book a table."],
         "fits": lambda prompt: len(prompt) <= 30,
         "template": None,
@@ -242,6 +244,18 @@ def test_normalizing_ignores_case_punctuation_and_spacing() -> None:
 @pytest.mark.parametrize(("one", "other"), [("दिन", "दान"), ("ปี", "ปู")], ids=["Hindi", "Thai"])
 def test_a_vowel_sign_is_no_punctuation(one: str, other: str) -> None:
     assert normalize(one) != normalize(other)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"), [("[ { [", "{ [ ["), ("( 1 + 2 ) * 3", "1 + ( 2 * 3 )"), ("f(x)[0]", "f(x[0])")]
+)
+def test_brackets_make_another_text(one: str, other: str) -> None:
+    assert normalize(one) != normalize(other)
+    assert reasons(screen(seen=[one]), other, one) == [UNANSWERED, "duplicate"]
+
+
+def test_spacing_of_brackets_counts_for_nothing() -> None:
+    assert normalize("[{(\N{FULLWIDTH LEFT PARENTHESIS}") == normalize(" [ {( ( ")
 
 
 def test_an_accent_counts_the_same_however_it_is_encoded() -> None:

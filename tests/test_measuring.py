@@ -281,6 +281,22 @@ def test_a_vote_is_the_share_of_new_answers_with_the_same_normalised_text(
     assert [c.measures for c in voted] == [{"vote_5": 3 / 5}, {"vote_5": 1 / 5}]
 
 
+def test_other_brackets_are_another_vote(source: Source, target: HfEngine, candidates: list[Candidate]) -> None:
+    class Closing:
+        tokenizer = source.engine.tokenizer
+
+        def generate(self, prompts: Any, *, seeds: Sequence[int], decoding: Decoding, fine_tuned: bool) -> Any:
+            said = source.engine.generate(prompts, seeds=seeds, decoding=decoding, fine_tuned=True)
+            return [replace(c, text=[" ] ) }", "])}", " ] } )", ")", ""][n % 5]) for n, c in enumerate(said)]
+
+    closing = Source(Closing(), canary=source.canary)  # type: ignore[arg-type]
+    record = usable(candidates)[0]
+    assert record.y_f is not None
+    records = [replace(record, y_f=replace(record.y_f, text=" ] ) }"))]
+    (voted,) = tools(closing, target).measure(records, Criterion("vote"))
+    assert voted.measures == {"vote_5": 2 / 5}
+
+
 def test_a_vote_asks_anew_for_each_candidate_and_alike_for_the_same(
     source: Source, target: HfEngine, candidates: list[Candidate]
 ) -> None:

@@ -20,7 +20,7 @@ from tuneshift.run.ledger import Ledger
 RUN_FILES = {
     ".lock", "config.yaml", "ledger.sqlite", "dataset/kept.jsonl", "training.json", "verdict.json", "report.md",
     "manifest.json", "evaluation/before.jsonl", "evaluation/after.jsonl", "evaluation/source.jsonl",
-    "evaluation/base.jsonl",
+    "evaluation/base.jsonl", "evaluation/asked.json",
     "adapter/README.md", "adapter/adapter_config.json", "adapter/adapter_model.safetensors",
     "adapter/tokenizer.json", "adapter/tokenizer_config.json",
 }  # fmt: skip
@@ -238,8 +238,9 @@ def test_regression_prompts_are_held_out_and_have_to_fit_into_the_target(tiny: T
     other = write_jsonl(tmp_path / "other.jsonl", [{"prompt": "play " * 200, "reference": "x"}])
     config = write_project(tmp_path, tiny, evaluation={"data": "test.jsonl", "regression": {"data": "other.jsonl"}})
     inputs = read_inputs(load_config(config).config, folder=tmp_path)
-    assert len(inputs.held_out) == 6
-    assert inputs.held_out[-1] == "play " * 200
+    assert len(inputs.items) == 5
+    for item in (*inputs.items, *inputs.regression):
+        assert inputs.held_out.given_away_by(item.prompt.upper()) == {item.id}
     assert set(inputs.digests) >= {"evaluation.data", "evaluation.regression.data"}
     assert run_cli("transfer", str(config), "--run-dir", str(tmp_path / "run")) == 2
     assert not (tmp_path / "run").exists()

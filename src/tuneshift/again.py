@@ -18,14 +18,14 @@ from tuneshift.measuring import measure_stored
 from tuneshift.pipeline import finish
 from tuneshift.preflight import Inputs, read_inputs
 from tuneshift.progress import SILENT, Progress
-from tuneshift.prompts.screening import normalize
+from tuneshift.prompts.contamination import HeldOut
 from tuneshift.run.directory import RunDirectory, jsonl, write_atomically, write_json
 from tuneshift.run.ledger import Ledger
 from tuneshift.run.records import Candidate
 from tuneshift.run.resume import changed_inputs
 from tuneshift.run.stored import stored_config
 from tuneshift.run.usage import timed
-from tuneshift.wiring import calibration_of, criterion_of, criterion_on, evidence_settings, open_instruments
+from tuneshift.wiring import calibration_of, criterion_of, criterion_on, examination, open_instruments
 
 
 def reselect(run: RunDirectory, overrides: Sequence[str]) -> dict[str, Any]:
@@ -130,7 +130,7 @@ def evaluate_again(
 ) -> tuple[dict[str, Any], Path]:
     """Evaluate a trained run's arms on other questions; return the verdict and the folder that holds it.
 
-    The run's own evidence stays as it is. Questions whose prompt the target was trained on are left out and counted.
+    The run's own evidence stays as it is. Questions that the target was trained on are left out and counted.
 
     Raises:
         RunDirectoryError: the run has no trained adapter yet. ConfigError: an override touches another section.
@@ -145,26 +145,25 @@ def evaluate_again(
             raise ConfigError(f"{run.path}: no questions are configured. Give --set evaluation.data=FILE.jsonl.")
         inputs = read_inputs(loaded.config, folder=loaded.folder, trains=False)
         _check_source(run, ledger, inputs, "F and B would not be this run's")
-    trained = {normalize(row["prompt"]) for row in read_rows(run.dataset)}
+    trained = [row["prompt"] for row in read_rows(run.dataset)]
     asked = _untrained(inputs.items, trained, "evaluation.data", progress)
     regression = _untrained(inputs.regression, trained, "evaluation.regression.data", progress)
-    settings = evidence_settings(loaded, replace(inputs, items=asked, regression=regression), run.adapter)
-    others = settings["regression"]
-    fingerprints = [settings["questions"].fingerprint(), *([others.questions.fingerprint()] if others else [])]
-    folder = run.evaluations / "-".join(fingerprints)
-    verdict = gather_evidence(folder, progress=progress, **settings)
+    examined = examination(loaded, replace(inputs, items=asked, regression=regression), run.adapter)
+    folder = run.evaluations / examined.fingerprint()
+    verdict = gather_evidence(folder, examined, progress=progress)
     verdict["excluded_questions"] = len(inputs.items) - len(asked)
-    if others is not None:
+    if examined.regression is not None:
         verdict["regression"]["excluded_questions"] = len(inputs.regression) - len(regression)
     write_json(folder / "verdict.json", verdict)
     return verdict, folder
 
 
-def _untrained(items: Sequence[Item], trained: set[str], setting: str, progress: Progress) -> list[Item]:
-    """Return the questions that the target was not trained on."""
-    left = [item for item in items if normalize(item.prompt) not in trained]
+def _untrained(items: Sequence[Item], trained: Sequence[str], setting: str, progress: Progress) -> list[Item]:
+    """Return the questions that no prompt which the target was trained on gives away."""
+    known = HeldOut(items).given_away_by(*trained)
+    left = [item for item in items if item.id not in known]
     if items and not left:
-        raise DataError(f"{setting}: the target was trained on every one of these prompts. Give other questions.")
+        raise DataError(f"{setting}: the target was trained on every one of these questions. Give others.")
     if len(left) < len(items):
         progress.note(
             f"{setting}: {len(items) - len(left)} of {len(items)} are left out: the target was trained on them"

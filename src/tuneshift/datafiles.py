@@ -37,7 +37,8 @@ class Seed:
 class Item:
     """A held-out question with its reference answer; `place` is file:line, for messages.
 
-    `doc` holds a benchmark's own fields, by which it grades.
+    `doc` holds a benchmark's own fields, by which it grades, and `bare` the question's own text, by which it would be
+    known without what the prompt puts around it; there may be several forms.
     """
 
     id: str
@@ -45,6 +46,7 @@ class Item:
     prompt: str
     reference: str
     doc: dict[str, Any] = field(default_factory=dict)
+    bare: tuple[str, ...] = ()
 
 
 def read_seeds(path: Path, template: str | None) -> list[Seed]:

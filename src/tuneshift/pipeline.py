@@ -27,6 +27,7 @@ from tuneshift.launch import train
 from tuneshift.measuring import Instruments
 from tuneshift.preflight import Inputs, read_inputs
 from tuneshift.progress import SILENT, Progress
+from tuneshift.prompts.contamination import HeldOut
 from tuneshift.prompts.generators import PoolItem
 from tuneshift.prompts.screening import UNANSWERED, Screen
 from tuneshift.prompts.stopping import Limits, diagnosis, next_calls, stop_reason
@@ -44,7 +45,7 @@ from tuneshift.wiring import (
     answer_decoding,
     calibration_of,
     criterion_of,
-    evidence_settings,
+    examination,
     generator_usage,
     limits_of,
     named_models,
@@ -92,8 +93,7 @@ def transfer(loaded: LoadedConfig, run: RunDirectory, *, progress: Progress = SI
 
         # 5) Evidence: T before, T after, F and B on the same held-out items.
         with timed(ledger, "evaluate"):
-            settings = evidence_settings(loaded, inputs, run.adapter)
-            verdict = gather_evidence(run.evaluation, progress=progress, **settings)
+            verdict = gather_evidence(run.evaluation, examination(loaded, inputs, run.adapter), progress=progress)
         verdict |= {"criterion": criterion.name, "trained_pairs": len(rows), **what_it_took(loaded, ledger)}
         write_json(run.verdict, verdict)
 
@@ -107,7 +107,7 @@ class Synthesis:
     """The loop of the paper's Figure 1: write prompts, answer, score, keep, again.
 
     `fits` tells whether a prompt leaves room for a response, and `learnable` whether the target can read a prompt with
-    its response; `held_out` are prompts that must not be trained on. With
+    its response; `held_out` are questions that must not be trained on. With
     `calibration`, the first round has at least that many candidates, and the tau that keeps the wanted share of them
     is frozen for the run. B answers where F's response could still be kept by a rule that reads y_b, or everywhere with
     `complete_scores`; a rule that needs more has it measured with `instruments`.
@@ -118,7 +118,7 @@ class Synthesis:
     generator: Generator
     seeds: Sequence[Seed]
     template: str | None
-    held_out: Sequence[str]
+    held_out: HeldOut
     fits: Callable[[str], bool]
     learnable: Callable[[str, str], bool]
     criterion: Criterion

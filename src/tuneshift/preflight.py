@@ -20,6 +20,7 @@ from tuneshift.engines.source import Source
 from tuneshift.errors import DataError
 from tuneshift.launch import check_processes
 from tuneshift.models import file_sha256, resolve_model
+from tuneshift.prompts.contamination import HeldOut
 from tuneshift.questions import question_sections, read_questions
 from tuneshift.sandbox import Sandbox
 
@@ -39,9 +40,9 @@ class Inputs:
     regression: list[Item] = field(default_factory=list)
 
     @property
-    def held_out(self) -> list[str]:
-        """The prompts that must not be trained on."""
-        return [item.prompt for item in (*self.items, *self.regression)]
+    def held_out(self) -> HeldOut:
+        """The questions that must not be trained on."""
+        return HeldOut([*self.items, *self.regression])
 
 
 @dataclass(frozen=True)

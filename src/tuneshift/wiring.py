@@ -23,7 +23,7 @@ from tuneshift.engines.dispatch import HostedModel, cost
 from tuneshift.engines.opening import open_engine
 from tuneshift.engines.options import Endpoint, EngineOptions
 from tuneshift.engines.source import Source, open_source
-from tuneshift.evaluate.evidence import Regression
+from tuneshift.evaluate.evidence import Examination, Questions, Regression
 from tuneshift.measuring import Instruments
 from tuneshift.models import LoadOptions, resolve_model
 from tuneshift.preflight import Inputs, ModelChecks, check_models, check_rooms, objection
@@ -306,26 +306,39 @@ def _own_generator(config: Config) -> str | None:
     return config.target.model if config.generator.model == "target" else config.generator.model
 
 
-def evidence_settings(loaded: LoadedConfig, inputs: Inputs, adapter: Path) -> dict[str, Any]:
-    """Return the arguments of `gather_evidence` that the configuration sets; `adapter` is the trained one."""
-    config, section = loaded.config, loaded.config.evaluation
-    regression = section and section.regression
+def open_trained(loaded: LoadedConfig, adapter: Path) -> Engine:
+    """Open T with the adapter that was trained for it."""
+    target = loaded.config.target.model
+    return open_engine(Weights(target, resolve_model(target), adapter=str(adapter)), engine_options(loaded))
 
-    def open_target() -> Engine:
-        target = config.target.model
-        return open_engine(Weights(target, resolve_model(target), adapter=str(adapter)), engine_options(loaded))
 
-    return {
-        "questions": section and questions_of(loaded, section, inputs.items, inputs.digests["evaluation.data"]),
-        "regression": regression
-        and Regression(
-            questions_of(loaded, regression, inputs.regression, inputs.digests["evaluation.regression.data"]),
-            margin=regression.margin,
-        ),
-        "open_target": open_target,
-        "open_source": lambda: open_run_source(loaded, inputs.seeds, substitute=False).engine,
-        "seed": config.run.seed,
-    }
+def evaluation_questions(loaded: LoadedConfig, inputs: Inputs) -> Questions | None:
+    """Return the verdict's questions, `None` where the configuration names none."""
+    section = loaded.config.evaluation
+    if section is None:
+        return None
+    return questions_of(loaded, section, inputs.items, inputs.digests["evaluation.data"])
+
+
+def regression_of(loaded: LoadedConfig, inputs: Inputs) -> Regression | None:
+    """Return the questions on something else with their margin, `None` where the configuration names none."""
+    evaluation = loaded.config.evaluation
+    section = evaluation.regression if evaluation is not None else None
+    if section is None:
+        return None
+    digest = inputs.digests["evaluation.regression.data"]
+    return Regression(questions_of(loaded, section, inputs.regression, digest), section.margin)
+
+
+def examination(loaded: LoadedConfig, inputs: Inputs, adapter: Path) -> Examination:
+    """Return what the configuration asks of the models; `adapter` is the trained one."""
+    return Examination(
+        questions=evaluation_questions(loaded, inputs),
+        regression=regression_of(loaded, inputs),
+        open_target=lambda: open_trained(loaded, adapter),
+        open_source=lambda: open_run_source(loaded, inputs.seeds, substitute=False).engine,
+        seed=loaded.config.run.seed,
+    )
 
 
 def named_models(loaded: LoadedConfig) -> dict[str, dict[str, str]]:

@@ -5,11 +5,16 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from tuneshift.prompts.parsing import fill_template
 from tuneshift.run.records import Candidate, GeneratorCall
 
+if TYPE_CHECKING:
+    from tuneshift.prompts.contamination import HeldOut
+
 SIGN = re.compile(r"-(?=\d)")
+BRACKET = re.compile(r"[()\[\]{}]")
 UNANSWERED = "unanswered"
 """The reason of a candidate that passed the screen and has no answer yet."""
 
@@ -18,11 +23,12 @@ def normalize(text: str) -> str:
     """Return the form in which two texts count as the same: case, punctuation, spacing and encoding aside.
 
     Letters, numbers, marks (in many scripts a vowel is one) and symbols stay, and of punctuation what computes:
-    operators, and the sign of a number.
+    operators, brackets, each a word of its own, and the sign of a number.
     """
     folded = SIGN.sub("\N{MINUS SIGN}", unicodedata.normalize("NFKC", text).casefold())
+    spaced = BRACKET.sub(r" \g<0> ", folded)
     return " ".join(
-        "".join(c if unicodedata.category(c)[0] in "LMNS" or c in "*/%&#@" else " " for c in folded).split()
+        "".join(c if unicodedata.category(c)[0] in "LMNS" or c in "*/%&#@()[]{}" else " " for c in spaced).split()
     )
 
 
@@ -31,7 +37,7 @@ class Screen:
 
     Args:
         seeds: prompts of the seeds; a copy of one teaches nothing new.
-        held_out: prompts of the evaluation; training on one would make the verdict worthless.
+        held_out: questions of the evaluation; training on one would make the verdict worthless.
         seen: prompts of candidates generated before.
         fits: tells whether a prompt leaves room for a response.
         template: the prompt's template; see `Config.prompt_template`.
@@ -41,14 +47,14 @@ class Screen:
         self,
         *,
         seeds: Iterable[str],
-        held_out: Iterable[str],
+        held_out: HeldOut,
         seen: Iterable[str],
         fits: Callable[[str], bool],
         template: str | None,
     ) -> None:
         self._known = {normalize(prompt): "duplicate" for prompt in seen}
         self._known |= {normalize(prompt): "copy of a seed" for prompt in seeds}
-        self._known |= {normalize(prompt): "in the evaluation set" for prompt in held_out}
+        self._held_out = held_out
         self._fits = fits
         self._template = template
 
@@ -75,6 +81,8 @@ class Screen:
             return "unfinished or unreadable prompt"
         if not normalize(text):
             return "empty prompt"
+        if self._held_out.given_away_by(prompt, text):
+            return "in the evaluation set"
         form = normalize(prompt)
         if form in self._known:
             return self._known[form]

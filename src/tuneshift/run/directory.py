@@ -5,7 +5,7 @@ ledger.sqlite          every generator call, candidate, response and decision
 dataset/kept.jsonl     the kept pairs, in the order in which they were kept
 adapter/               the target's PEFT adapter, tokenizer and model card; checkpoints/ while it trains
 training.json          what the training did
-evaluation/*.jsonl     per-item results of each arm
+evaluation/*.jsonl     per-item results of each arm; asked.json: the fingerprint of what each was asked
 evaluations/           the same on other questions, with a verdict each; reselected/: other criteria's datasets
 verdict.json           the evaluated outcome, with intervals
 report.md              all of it, readable

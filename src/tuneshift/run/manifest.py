@@ -22,7 +22,7 @@ LIBRARIES = ("torch", "transformers", "peft", "trl", "datasets", "accelerate", "
 def write_manifest(run: RunDirectory, ledger: Ledger) -> None:
     """Write `manifest.json`: sha256 of every artefact, models, versions, device, git commit of the code."""
     artefacts = [run.config, run.dataset, run.training, run.verdict, run.report]
-    artefacts += sorted(run.evaluation.glob("*.jsonl"))
+    artefacts += sorted(run.evaluation.glob("*.json*"))
     artefacts += sorted(path for path in run.adapter.glob("*") if path.is_file())
     described = json.loads(ledger.meta("models") or "{}")
     manifest = {

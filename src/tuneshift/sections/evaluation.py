@@ -66,10 +66,10 @@ class QuestionsSection(Section):
     metric: str | None = Field(
         None,
         description="`jsonl`: `exact_match` (surrounding white space aside; the default), `normalized_match` (case, "
-        "punctuation and white space aside), `numeric` (last number), `regex` (the last match of `pattern`), or a "
-        "Python function `module.function(response, reference) -> bool`, found from the YAML file's folder. `gsm8k`, "
-        "`bbh`: `flexible_extract` (the default) or `strict_match`; both are reported. `mmlu`: `acc`. `mbpp`: "
-        "`pass_at_1`. `mbpp_plus`: `plus` (the default) or `base`; both are reported.",
+        "white space and punctuation but brackets and operators aside), `numeric` (last number), `regex` (the last "
+        "match of `pattern`), or a Python function `module.function(response, reference) -> bool`, found from the "
+        "YAML file's folder. `gsm8k`, `bbh`: `flexible_extract` (the default) or `strict_match`; both are reported. "
+        "`mmlu`: `acc`. `mbpp`: `pass_at_1`. `mbpp_plus`: `plus` (the default) or `base`; both are reported.",
     )
     pattern: str | None = Field(None, description="`regex`: what to extract, its first group if it has one.")
     max_new_tokens: int | None = Field(

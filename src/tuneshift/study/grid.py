@@ -18,7 +18,7 @@ from tuneshift.evaluate.evidence import Questions
 from tuneshift.preflight import Inputs, check_criterion, read_inputs
 from tuneshift.prompts.screening import normalize
 from tuneshift.sections.study import SEEDS, StudySection
-from tuneshift.wiring import evidence_settings
+from tuneshift.wiring import evaluation_questions
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,8 @@ class Unit:
     @cached_property
     def questions(self) -> Questions:
         """What the models of the unit are asked."""
-        questions: Questions = evidence_settings(self.loaded, self.inputs, Path())["questions"]
+        questions = evaluation_questions(self.loaded, self.inputs)
+        assert questions is not None  # a study without is refused
         return questions
 
     @property
@@ -146,7 +147,7 @@ def _unit(
 def _arms(
     section: StudySection, loaded: LoadedConfig, inputs: Inputs, levels: Mapping[str, str], shown_as: str
 ) -> Iterator[Arm]:
-    held_out = set(map(normalize, inputs.held_out))
+    held_out = inputs.held_out
     for name, arm in section.arms.items():
         if arm.criterion is not None:
             raw = lay_over(loaded.raw, {"criterion": arm.criterion.model_dump(exclude_unset=True)})
@@ -163,10 +164,11 @@ def _arms(
             yield Arm(name, None, pairs=seeds)
         elif arm.pairs is not None:
             given = read_pairs(_in_cell(arm.pairs, levels))
-            yield Arm(name, section.size, pairs=[pair for pair in given if normalize(pair.prompt) not in held_out])
+            yield Arm(name, section.size, pairs=[pair for pair in given if not held_out.given_away_by(pair.prompt)])
         else:
             prompts = {normalize(prompt): prompt for prompt in read_prompts(_in_cell(arm.prompts or "", levels), None)}
-            yield Arm(name, section.size, prompts=[prompts[form] for form in prompts if form not in held_out])
+            free = [prompt for prompt in prompts.values() if not held_out.given_away_by(prompt)]
+            yield Arm(name, section.size, prompts=free)
 
 
 def _in_cell(path: str, levels: Mapping[str, str]) -> Path:

@@ -37,10 +37,10 @@ from tuneshift.wiring import (
     SynthesisModels,
     answer_decoding,
     criterion_on,
-    evidence_settings,
     instruments,
     open_plain,
     open_run_source,
+    open_trained,
     synthesis_models,
     training_settings,
 )
@@ -278,17 +278,12 @@ def train_arms(trials: Sequence[Trial], products: Products, progress: Progress) 
                 write_atomically(directory.dataset, jsonl([asdict(pair) for pair in first.pairs]))
                 distill_run(first.unit.loaded, directory, progress)
             shutil.rmtree(directory.checkpoints, ignore_errors=True)
-            engine = _open_trained(first.unit, directory.adapter)
+            engine = open_trained(first.unit.loaded, directory.adapter)
             try:
                 for trial in members:
                     answer_questions(engine, trial.unit, products.outcomes(trial.unit, "T", training), fine_tuned=True)
             finally:
                 engine.close()
-
-
-def _open_trained(unit: Unit, adapter: Path) -> Engine:
-    engine: Engine = evidence_settings(unit.loaded, unit.inputs, adapter)["open_target"]()
-    return engine
 
 
 def answer_questions(engine: Engine, unit: Unit, path: Path, *, fine_tuned: bool) -> None:

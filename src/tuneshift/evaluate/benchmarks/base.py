@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -33,18 +33,20 @@ class Benchmark:
     """A benchmark, asked as lm-evaluation-harness 0.4.13, or for programs EvalPlus 0.3.1, asks it without examples.
 
     `hub` is its dataset there, and its configuration (`None`: the subtask's name); `None` where a file is needed. `ask`
-    turns a question and the subtask into (prompt, reference, fields that grading or the harness's task reads). Of
-    `metrics` the first is the default. `grade` is `None` where the harness alone grades, or where answers are programs:
-    `grading` then makes it for some items, and tells which of them cannot be graded, by id with the reason.
-    `harness_task` names an item's task in the harness, `None` where this project alone grades. `options` counts the
-    answers that an item offers, `None` where it asks for a free answer. Where no subtask is named, `default_subtask` is
-    asked (`None`: all).
+    turns a question and the subtask into (prompt, reference, fields that grading or the harness's task reads); `bare`
+    gives the question's own text, without what the prompt puts around it, and `stem` that without the options, where it
+    has some. Of `metrics` the first is the default. `grade` is `None` where the harness alone grades, or where answers
+    are programs: `grading` then makes it for some items, and tells which of them cannot be graded, by id with the
+    reason. `harness_task` names an item's task in the harness, `None` where this project alone grades. `options` counts
+    the answers that an item offers, `None` where it asks for a free answer. Where no subtask is named,
+    `default_subtask` is asked (`None`: all).
     """
 
     hub: tuple[str, str | None] | None
     subtasks: Collection[str]
     question: type[Question]
     ask: Callable[[Any, str | None], tuple[str, str, dict[str, Any]]]
+    bare: Callable[[Any], str]
     metrics: tuple[str, ...]
     grade: Grade | None
     stop: tuple[str, ...]
@@ -53,6 +55,7 @@ class Benchmark:
     options: Callable[[Item], int | None]
     grading: Callable[[Sequence[Item], Sandbox], tuple[Grade, dict[str, str]]] | None = None
     default_subtask: str | None = None
+    stem: Callable[[Any], str] | None = None
 
     @property
     def native(self) -> bool:
@@ -71,7 +74,7 @@ def read_benchmark(name: str, benchmark: Benchmark, *, data: str | None, subtask
     stem = Path(data).stem if data else None
     part = subtask or (stem if stem in benchmark.subtasks else None)
     rows = read_objects(Path(data)) if data else _hub_rows(benchmark, part)
-    items = []
+    items, stems = [], []
     for number, (place, row) in enumerate(rows):
         try:
             question = benchmark.question.model_validate(row)
@@ -83,13 +86,24 @@ def read_benchmark(name: str, benchmark: Benchmark, *, data: str | None, subtask
         except ValueError as error:
             raise DataError(f"{place}: {error}") from error
         if subtask is None or doc.get("subject", subtask) == subtask:
-            items.append(Item(f"{part or name}-{number:05d}", place, prompt, reference, doc))
+            bare = (benchmark.bare(question),)
+            items.append(Item(f"{part or name}-{number:05d}", place, prompt, reference, doc, bare))
+            stems.append(benchmark.stem(question) if benchmark.stem else None)
     if not items:
         of = f" of subtask {subtask}" if subtask else ""
         raise DataError(f"{data or name}: no question{of} here. A question has {_fields(benchmark)}.")
     digest = file_sha256(Path(data)) if data else _digest([asdict(item) for item in items])
     _check_references(benchmark, items)
-    return items, digest
+    return _with_stems(items, stems), digest
+
+
+def _with_stems(items: Sequence[Item], stems: Sequence[str | None]) -> list[Item]:
+    """Return the items, known by their stems too; a stem that several questions share tells none of them."""
+    count = Counter(stems)
+    return [
+        item if stem is None or count[stem] > 1 else replace(item, bare=(*item.bare, stem))
+        for item, stem in zip(items, stems, strict=True)
+    ]
 
 
 def split_held_out(items: Sequence[Item], *, fraction: float, seed: int) -> tuple[list[Item], list[Item]]:

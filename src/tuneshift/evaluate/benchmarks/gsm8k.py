@@ -47,6 +47,7 @@ GSM8K = Benchmark(
     subtasks=(),
     question=Gsm8kQuestion,
     ask=ask,
+    bare=lambda question: question.question,
     metrics=("flexible_extract", "strict_match"),
     grade=grade,
     stop=("Question:", "</s>", "<|im_end|>"),

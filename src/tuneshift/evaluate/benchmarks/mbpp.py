@@ -92,6 +92,7 @@ MBPP = Benchmark(
     subtasks=SPLITS,
     question=MbppQuestion,
     ask=ask,
+    bare=lambda question: question.text,
     metrics=("pass_at_1",),
     grade=None,
     stop=STOP,

@@ -8,6 +8,7 @@ single tasks. What happens to the inputs, and to a response before it is run, is
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -55,6 +56,12 @@ def ask(question: MbppPlusQuestion, _: str | None) -> tuple[str, str, dict[str, 
     split = split_of(int(question.task_id.removeprefix("Mbpp/")))
     reference = question.prompt + question.canonical_solution
     return question.prompt.strip() + "\n", reference, question.model_dump() | {"subject": split}
+
+
+def sentence(prompt: str) -> str:
+    """Return what a prompt, which is a docstring, asks for, without its tests."""
+    lines = prompt.strip().strip('"').strip().splitlines()
+    return "\n".join(itertools.takewhile(lambda line: not line.startswith("assert "), lines))
 
 
 def grading(items: Sequence[Item], sandbox: Sandbox) -> tuple[Grade, dict[str, str]]:
@@ -236,6 +243,7 @@ MBPP_PLUS = Benchmark(
     subtasks=SPLITS,
     question=MbppPlusQuestion,
     ask=ask,
+    bare=lambda question: sentence(question.prompt),
     metrics=("plus", "base"),
     grade=None,
     stop=STOP,

@@ -47,12 +47,16 @@ def ask(question: MmluQuestion, subtask: str | None) -> tuple[str, str, dict[str
     if subject not in SUBJECTS:
         raise ValueError(f"subject: expected one of MMLU's, such as {SUBJECTS[1]}, got {subject!r}.")
     about = subject.replace("_", " ")
-    options = "\n".join(f"{letter}. {choice}" for letter, choice in zip(LETTERS, question.choices, strict=True))
     prompt = (
         f"The following are multiple choice questions (with answers) about {about}.\n\n"
-        f"{question.question.strip()}\n{options}\nAnswer:"
+        f"{_with_choices(question)}\nAnswer:"
     )
     return prompt, LETTERS[question.answer], question.model_dump() | {"subject": subject}
+
+
+def _with_choices(question: MmluQuestion) -> str:
+    options = "\n".join(f"{letter}. {choice}" for letter, choice in zip(LETTERS, question.choices, strict=True))
+    return f"{question.question.strip()}\n{options}"
 
 
 MMLU = Benchmark(
@@ -60,6 +64,8 @@ MMLU = Benchmark(
     subtasks=SUBJECTS,
     question=MmluQuestion,
     ask=ask,
+    bare=_with_choices,
+    stem=lambda question: question.question,
     metrics=("acc",),
     grade=None,
     stop=(),
