@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from tuneshift.config import Config, LoadedConfig, load_config
-from tuneshift.configfile import MAX_BYTES, difference
+from tuneshift.configfile import MAX_BYTES, difference, lay_over
 from tuneshift.errors import ConfigError
 from tuneshift.evaluate.benchmarks import BENCHMARKS
 from tuneshift.run.directory import RunDirectory
@@ -145,6 +145,28 @@ def test_a_criterion_may_be_a_name_alone(tmp_path: Path) -> None:
 
 def test_tau_may_be_auto(tmp_path: Path) -> None:
     assert load(tmp_path, "criterion.tau=auto").config.criterion.tau == "auto"
+
+
+@pytest.mark.parametrize("name", ["ratio", "none", "random", "disagree", "kl", "vote", "exec"])
+def test_an_automatic_tau_of_a_rule_that_reads_none_is_refused(tmp_path: Path, name: str) -> None:
+    message = refused(tmp_path, f"criterion={{name: {name}, tau: auto}}")
+    assert f"criterion: `tau: auto` calibrates tau, which criterion {name} does not read: leave `tau` out" in message
+    assert "use one of ppl_diff, low_low, high_low, high_high, length, few_shot_base" in message
+    assert refused(tmp_path, f"criterion={name}", "criterion.tau=auto") == message
+
+
+@pytest.mark.parametrize("override", ["criterion=ratio", "criterion.name=ratio"])
+def test_an_automatic_tau_does_not_go_over_to_a_rule_that_reads_none(tmp_path: Path, override: str) -> None:
+    raw = yaml.safe_load(SMALLEST) | {"criterion": {"name": "ppl_diff", "tau": "auto", "ratio": 1.2}}
+    path = write(tmp_path, json.dumps(raw))
+    criterion = load_config(path, [override]).config.criterion
+    assert (criterion.name, criterion.tau, criterion.ratio) == ("ratio", 1.5, 1.2)
+    assert load_config(path, [override.replace("ratio", "low_low")]).config.criterion.tau == "auto"
+    assert load_config(path, [override, "criterion.tau=2"]).config.criterion.tau == 2
+    above = {"criterion": "ratio" if "name" not in override else {"name": "ratio"}}
+    assert lay_over(raw, above)["criterion"] == {"name": "ratio", "ratio": 1.2}
+    assert lay_over(raw, {"criterion": "low_low"})["criterion"]["tau"] == "auto"
+    assert raw["criterion"]["tau"] == "auto"
 
 
 def test_a_loaded_configuration_knows_its_folder_and_name(tmp_path: Path) -> None:

@@ -19,14 +19,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_transfer import run_cli
 
+from tuneshift.config import load_config
 from tuneshift.datafiles import Item
-from tuneshift.errors import DataError
+from tuneshift.errors import DataError, SandboxError
 from tuneshift.evaluate.benchmarks import BENCHMARKS
 from tuneshift.evaluate.benchmarks.base import gradable, read_benchmark
 from tuneshift.evaluate.benchmarks.mbpp import wrong
 from tuneshift.evaluate.benchmarks.mbpp_plus import failures, sanitized, truths_of
 from tuneshift.evaluate.benchmarks.programs import Check, equals, failure, program_of
 from tuneshift.plain import canonical, decode, encode
+from tuneshift.preflight import read_inputs
 from tuneshift.run.directory import read_jsonl
 from tuneshift.sandbox import Call, Reply, Result, Sandbox
 
@@ -491,5 +493,20 @@ def test_without_a_sandbox_a_run_is_refused_before_it_starts(
     assert run_cli("transfer", str(config), "--run-dir", str(tmp_path / "run")) == 2
     said = " ".join(capsys.readouterr().err.split())
     assert "apt-get install bubblewrap" in said
-    assert "evaluation.unsafe_no_sandbox" in said
+    assert "Or set evaluation.unsafe_no_sandbox: true" in said
     assert not (tmp_path / "run/ledger.sqlite").exists()
+
+
+def test_without_a_sandbox_the_setting_that_is_read_is_named(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "mbpp.jsonl", SHORT)
+    monkeypatch.setattr("tuneshift.sandbox._problem", lambda: "bubblewrap is not installed")
+    regression = {"task": "mbpp", "data": "mbpp.jsonl"}
+    loaded = load_config(write_project(tmp_path, tiny, evaluation={"regression": regression}))
+    with pytest.raises(SandboxError, match=r"Or set evaluation\.regression\.unsafe_no_sandbox: true"):
+        read_inputs(loaded.config, folder=tmp_path)
+    loaded = load_config(write_project(tmp_path, tiny, criterion={"name": "exec"}))
+    with pytest.raises(SandboxError, match=r"criterion exec: .*apt-get install.*Or use another criterion") as caught:
+        read_inputs(loaded.config, folder=tmp_path)
+    assert "unsafe_no_sandbox" not in str(caught.value)

@@ -7,7 +7,7 @@ import random
 import shutil
 import signal
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -33,6 +33,7 @@ from tuneshift.run.records import Candidate, Response
 from tuneshift.study import run as study_run
 from tuneshift.study.arms import choose
 from tuneshift.study.grid import load_study
+from tuneshift.study.products import Products
 
 WORDS = ["play", "book", "rate", "add", "find", "jazz"]
 TRAIN = [
@@ -347,6 +348,23 @@ def test_candidates_of_other_settings_are_not_mixed(
     for arguments in ([], ["--dry-run"]):
         assert run_cli("study", str(path), "--run-dir", str(root), *arguments) == 4
         assert "synthesis.max_candidates: 20 -> 40" in capsys.readouterr().err
+
+
+def test_given_pairs_that_the_target_cannot_read_are_left_out_and_counted(finished: Path) -> None:
+    long = [{"prompt": "Request: " + "play " * 200, "response": " a"}] * 3
+    write_jsonl(finished / "long.jsonl", [*long, *TRAIN[:4]])
+    write_jsonl(finished / "longer.jsonl", [*long, *TRAIN[:3]])
+    arms = {"first": STUDY["arms"]["first"], "long": {"pairs": "long.jsonl"}, "longer": {"pairs": "longer.jsonl"}}
+    path, notes = finished / "unreadable.yaml", Notes()
+    path.write_text(json.dumps(STUDY | {"arms": arms}))
+    trials = study_run.decide_arms(load_study(path).units[:1], Products(finished / "done"), notes)
+    found = {trial.arm: trial for trial in trials}
+    assert [asdict(pair) for pair in found["long"].pairs] == TRAIN[:4]
+    assert notes.said == [
+        "generator=base, replicate 0, arm long: of its pairs, 3 of 7 are too long for the target and left out"
+    ]
+    expected = "3 of 4 wanted pairs are in the file; 3 of 6 are too long for the target"
+    assert (found["longer"].pairs, found["longer"].reason) == ([], expected)
 
 
 def test_a_dry_run_counts_and_writes_nothing(

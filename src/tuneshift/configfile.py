@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from tuneshift.criteria import RULES
 from tuneshift.errors import ConfigError
 
 VARIABLE = re.compile(r"\$\{(\w+)\}")
@@ -82,6 +83,8 @@ def apply_override(merged: dict[str, Any], override: str) -> None:
         raise ConfigError(f"--set {override!r}: expected key=value, for example --set synthesis.target_size=100.")
     value = parse_yaml(text, shown_as=f"--set {override!r}")
     *sections, last = key.strip().split(".")
+    if last == "criterion" and isinstance(value, str):  # a bare name leaves the thresholds as they are
+        sections, last = [*sections, last], "name"
     place = merged
     for section in sections:
         inner = place.get(section)
@@ -89,10 +92,9 @@ def apply_override(merged: dict[str, Any], override: str) -> None:
             inner = {"name": inner}
         place[section] = inner if isinstance(inner, dict) else {}
         place = place[section]
-    if last == "criterion" and isinstance(value, str) and isinstance(place.get(last), dict):
-        place[last]["name"] = value  # a bare name leaves the thresholds as they are
-    else:
-        place[last] = value
+    place[last] = value
+    if sections[-1:] == ["criterion"] and last == "name":
+        _leave_automatic_tau(place)
 
 
 def lay_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
@@ -106,7 +108,16 @@ def lay_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, An
         if key == "criterion":
             old, value = ({"name": side} if isinstance(side, str) else side for side in (old, value))
         merged[key] = lay_over(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+        if key == "criterion" and isinstance(old, Mapping) and isinstance(value, Mapping) and "tau" not in value:
+            _leave_automatic_tau(merged[key])
     return merged
+
+
+def _leave_automatic_tau(criterion: dict[str, Any]) -> None:
+    """Drop the `tau: auto` of the rule before, where the one of the new name reads none."""
+    rule = RULES.get(str(criterion.get("name")))
+    if rule is not None and "tau" not in rule.reads and criterion.get("tau") == "auto":
+        del criterion["tau"]
 
 
 def expand_variables(value: Any, *, shown_as: str) -> Any:

@@ -14,19 +14,21 @@ from typing import Any
 from tuneshift.config import LoadedConfig
 from tuneshift.dataset import kept_rows, pairs
 from tuneshift.distill import Pair
+from tuneshift.engines.base import Engine
+from tuneshift.evaluate.evidence import Questions
 from tuneshift.evaluate.stats import Proportion
 from tuneshift.evaluate.verdict import ARMS, detectable_gains
 from tuneshift.launch import pairs_per_step, train
 from tuneshift.pipeline import synthesis
-from tuneshift.preflight import Inputs, read_inputs
+from tuneshift.preflight import Inputs, objection, read_inputs
 from tuneshift.progress import SILENT, Progress
 from tuneshift.prompts.stopping import Limits
-from tuneshift.questions import questions_of
 from tuneshift.run.ledger import Ledger
 from tuneshift.run.usage import peak_memory
 from tuneshift.wiring import (
-    SynthesisModels,
+    evaluation_questions,
     generator_usage,
+    regression_of,
     synthesis_models,
     training_settings,
 )
@@ -59,7 +61,7 @@ def plan(loaded: LoadedConfig, *, progress: Progress = SILENT) -> dict[str, Any]
             )
             probe.run(ledger)
             seconds = time.monotonic() - started
-            per_answer = _answer_seconds(loaded, inputs, models)
+            evaluation = _evaluation_seconds(loaded, inputs, models.source.engine)
             checks = asdict(models.checks)
         candidates, calls, usage = ledger.candidates(), ledger.calls(), generator_usage(loaded, ledger)
         kept = [candidate for candidate in candidates if candidate.kept]
@@ -74,7 +76,6 @@ def plan(loaded: LoadedConfig, *, progress: Progress = SILENT) -> dict[str, Any]
         checks["warnings"].append(f"generator.prompts has {len(inputs.prompts)} prompts; about {needed} are needed.")
     settings = training_settings(loaded)
     steps = -(-config.synthesis.target_size // pairs_per_step(settings)) * settings.num_train_epochs
-    answers = len(inputs.items) * len(ARMS) + len(inputs.regression) * T_ARMS
     tokens = sum(call.generated_tokens for call in calls)
     tokens += sum(response.n_tokens for c in candidates for response in (c.y_f, c.y_b) if response is not None)
     return {
@@ -89,7 +90,7 @@ def plan(loaded: LoadedConfig, *, progress: Progress = SILENT) -> dict[str, Any]
         "generator_usage": _expected(usage, needed / len(candidates) if needed else None),
         "training_steps": steps,
         "training_seconds": per_step * steps,
-        "evaluation_seconds": None if per_answer is None else per_answer * answers,
+        **evaluation,
         "questions": len(inputs.items),
         "detectable_gains": detectable_gains(len(inputs.items)) if inputs.items else None,
         **peak_memory(),
@@ -105,16 +106,33 @@ def _expected(usage: dict[str, Any] | None, factor: float | None) -> dict[str, f
     return {key: None if factor is None or value is None else value * factor for key, value in known.items()}
 
 
-def _answer_seconds(loaded: LoadedConfig, inputs: Inputs, models: SynthesisModels) -> float | None:
-    """Return the seconds that F takes for one of the evaluation's answers, in a batch; `None` without questions."""
-    section = loaded.config.evaluation
-    if section is None:
+def _evaluation_seconds(loaded: LoadedConfig, inputs: Inputs, engine: Engine) -> dict[str, Any]:
+    """Return the seconds of all answers of the evaluation, or `None` with the reason."""
+    questions, regression = evaluation_questions(loaded, inputs), regression_of(loaded, inputs)
+    asked = [] if questions is None else [(questions, len(ARMS))]
+    asked += [] if regression is None else [(regression.questions, T_ARMS)]
+    if not asked:
+        return {"evaluation_seconds": None, "evaluation_reason": "no questions"}
+    found = [answering_seconds(engine, one, arms=arms) for one, arms in asked]
+    known = [seconds for seconds in found if seconds is not None]
+    if len(known) < len(found):
+        return {"evaluation_seconds": None, "evaluation_reason": "F can read none of the regression questions"}
+    return {"evaluation_seconds": sum(known), "evaluation_reason": None}
+
+
+def answering_seconds(engine: Engine, questions: Questions, *, arms: int) -> float | None:
+    """Return the seconds that `arms` models need for the questions, by F's answers to some of those that F can read.
+
+    `None` where F can read none: regression questions have to fit into the target alone.
+    """
+    room = questions.described["max_new_tokens"]
+    readable = (item for item in questions.items if objection(item.prompt, [engine.reader], room=room) is None)
+    probe = list(itertools.islice(readable, PROBE))
+    if not probe:
         return None
-    questions = questions_of(loaded, section, inputs.items, inputs.digests["evaluation.data"])
-    asked = questions.items[:PROBE]
     started = time.monotonic()
-    questions.ask(models.source.engine, asked, fine_tuned=True)
-    return (time.monotonic() - started) / len(asked)
+    questions.ask(engine, probe, fine_tuned=True)
+    return (time.monotonic() - started) / len(probe) * len(questions.items) * arms
 
 
 def _rehearse(loaded: LoadedConfig, learnt: list[Pair], folder: Path) -> float:

@@ -17,12 +17,12 @@ from tuneshift.datafiles import Item, Seed, read_prompts, read_seeds
 from tuneshift.encoding import Reader, encode_prompt
 from tuneshift.engines.base import Decoding
 from tuneshift.engines.source import Source
-from tuneshift.errors import DataError
+from tuneshift.errors import DataError, SandboxError
 from tuneshift.launch import check_processes
 from tuneshift.models import file_sha256, resolve_model
 from tuneshift.prompts.contamination import HeldOut
 from tuneshift.questions import question_sections, read_questions
-from tuneshift.sandbox import Sandbox
+from tuneshift.sandbox import no_sandbox
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def read_inputs(config: Config, *, folder: Path, trains: bool = True) -> Inputs:
         files["generator.prompts"] = Path(config.generator.prompts)
         prompts = read_prompts(files["generator.prompts"], config.prompt_template)
     for name, section in question_sections(config).items():
-        asked[name], digests[f"{name}.data"] = read_questions(section, folder=folder)
+        asked[name], digests[f"{name}.data"] = read_questions(section, folder=folder, place=name)
     for reference in (
         config.source.base,
         config.source.model,
@@ -106,8 +106,8 @@ def check_criterion(config: Config, seeds: Sequence[Seed]) -> None:
             f"{silent.place}: criterion few_shot_base shows B the seeds with their responses, and this one has none. "
             'Add "response" to it, or use another criterion.'
         )
-    if config.criterion.name == "exec":
-        Sandbox()  # refused where there is none
+    if config.criterion.name == "exec" and (problem := no_sandbox()) is not None:
+        raise SandboxError(f"criterion exec: {problem} Or use another criterion.")
 
 
 def objection(prompt: str, readers: Sequence[Reader], *, room: int) -> str | None:

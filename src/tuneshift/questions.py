@@ -9,6 +9,7 @@ from typing import Any
 
 from tuneshift.config import Config, LoadedConfig
 from tuneshift.datafiles import Item, read_items
+from tuneshift.errors import SandboxError
 from tuneshift.evaluate.benchmarks import BENCHMARKS
 from tuneshift.evaluate.benchmarks.base import chance_level, gradable, read_benchmark, split_held_out
 from tuneshift.evaluate.benchmarks.harness import ask_through_harness, check_harness, harness_version
@@ -16,6 +17,7 @@ from tuneshift.evaluate.benchmarks.programs import processors
 from tuneshift.evaluate.evidence import Ask, Questions
 from tuneshift.evaluate.tasks import answer_items, find_metric, grade, metric_digest
 from tuneshift.models import file_sha256
+from tuneshift.sandbox import no_sandbox
 from tuneshift.sections.evaluation import QuestionsSection
 
 
@@ -26,8 +28,10 @@ def question_sections(config: Config) -> dict[str, QuestionsSection]:
     return {name: section for name, section in named.items() if section is not None}
 
 
-def read_questions(section: QuestionsSection, *, folder: Path) -> tuple[list[Item], str]:
+def read_questions(section: QuestionsSection, *, folder: Path, place: str) -> tuple[list[Item], str]:
     """Return a section's items, checked as far as they can be without a model, and the sha256 of their data.
+
+    `place` is where the section stands in the configuration, for messages.
 
     Raises:
         UserError: the first thing that is wrong.
@@ -45,6 +49,10 @@ def read_questions(section: QuestionsSection, *, folder: Path) -> tuple[list[Ite
     if benchmark is not None and section.harness == "lm_eval":
         check_harness(items, benchmark)
     if benchmark is not None and benchmark.grading is not None:
+        if not section.unsafe_no_sandbox and (problem := no_sandbox()) is not None:
+            raise SandboxError(
+                f"{problem} Or set {place}.unsafe_no_sandbox: true where losing this machine's data would not matter."
+            )
         gradable(benchmark, items, unsafe_no_sandbox=section.unsafe_no_sandbox)
     return items, digest
 

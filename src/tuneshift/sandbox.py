@@ -98,7 +98,7 @@ class Result:
     replies: tuple[Reply, ...] = ()
 
 
-def available() -> str | None:
+def no_sandbox() -> str | None:
     """Return why no sandbox can be had on this machine; `None` where it can."""
     try:
         Sandbox()
@@ -133,8 +133,7 @@ class Sandbox:
         problem = None if self.unsafe else _problem()
         if problem is not None:
             raise SandboxError(
-                f"Code that a model wrote runs only in a sandbox, and there is none: {problem}. {INSTALL}, or set "
-                "evaluation.unsafe_no_sandbox: true where losing this machine's data would not matter."
+                f"Code that a model wrote runs only in a sandbox, and there is none: {problem}. {INSTALL}."
             )
 
     def describe(self) -> str:

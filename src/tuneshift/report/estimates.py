@@ -45,7 +45,7 @@ def plan_lines(estimate: dict[str, Any]) -> list[str]:
     """Return a plan as lines for a terminal."""
     needed, interval = estimate["candidates_needed"], estimate["keep_rate_interval"]
     seconds, tokens = estimate["synthesis_seconds"], estimate["generated_tokens"]
-    evaluation = estimate["evaluation_seconds"]
+    evaluation, unknown = estimate["evaluation_seconds"], estimate["evaluation_reason"]
     reasons = ", ".join(f"{reason} {count}" for reason, count in estimate["reasons"].items())
     return [
         *(f"warning: {warning}" for warning in estimate["checks"]["warnings"]),
@@ -56,7 +56,7 @@ def plan_lines(estimate: dict[str, Any]) -> list[str]:
         f"synthesis: {f'about {seconds:.0f} s, {tokens} generated tokens' if seconds is not None else 'n/a'}",
         *_api_lines(estimate["generator_usage"]),
         f"training: about {estimate['training_seconds']:.0f} s for {estimate['training_steps']} steps",
-        f"evaluation: {'n/a (no questions)' if evaluation is None else f'about {evaluation:.0f} s'}",
+        f"evaluation: {f'n/a ({unknown})' if evaluation is None else f'about {evaluation:.0f} s'}",
         *([detectable_sentence(estimate["questions"])] if estimate["questions"] else []),
         f"peak memory so far: {estimate['peak_memory_bytes'] / 2**30:.1f} GiB",
     ]

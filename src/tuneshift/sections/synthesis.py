@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from tuneshift.criteria import RULES
 from tuneshift.sections.base import Section
 
 
@@ -69,7 +70,7 @@ class CriterionSection(Section):
     tau: Annotated[float, Field(gt=1)] | Literal["auto"] = Field(
         1.5,
         description="Threshold, a perplexity above 1 (paper: 1.5), or `auto`: calibrated on the first "
-        "`calibration` candidates to keep `keep_rate` of them, then frozen.",
+        "`calibration` candidates to keep `keep_rate` of them, then frozen; refused for rules that read no tau.",
     )
     tau_f: float = Field(1.2, gt=1, description="`asymmetric`: PPL_F(y_f) must be below (paper, Table 8b).")
     tau_b: float = Field(1.6, gt=1, description="`asymmetric`: PPL_F(y_b) must be above (paper, Table 8b).")
@@ -89,3 +90,13 @@ class CriterionSection(Section):
     )
     calibration: int = Field(200, ge=20, description="Candidates on which `tau: auto` is calibrated.")
     count_eos: bool = Field(False, description="Count the EOS as a response token where one was generated.")
+
+    @model_validator(mode="after")
+    def _an_automatic_tau_is_read(self) -> CriterionSection:
+        if self.tau == "auto" and "tau" not in RULES[self.name].reads:
+            reading = ", ".join(name for name, rule in RULES.items() if "tau" in rule.reads)
+            raise ValueError(
+                f"`tau: auto` calibrates tau, which criterion {self.name} does not read: leave `tau` out, or use one "
+                f"of {reading}"
+            )
+        return self

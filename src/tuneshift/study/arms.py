@@ -76,10 +76,13 @@ def learnable(candidates: Sequence[Candidate], target: Reader) -> list[Candidate
     return [c for c in candidates if c.y_f is None or target.can_learn(c.prompt, c.y_f.text)]
 
 
-def given_pairs(pairs: Sequence[Pair], size: int | None, seed: int) -> list[Pair] | str:
-    """Return `size` of the given pairs, or all where it is `None`; or why there are not as many."""
-    if size is None:
-        return list(pairs)
+def readable(pairs: Sequence[Pair], target: Reader) -> list[Pair]:
+    """Return the pairs without those that the target cannot read."""
+    return [pair for pair in pairs if target.can_learn(pair.prompt, pair.response)]
+
+
+def given_pairs(pairs: Sequence[Pair], size: int, seed: int) -> list[Pair] | str:
+    """Return `size` of the given pairs, or why there are not as many."""
     if len(pairs) < size:
         return f"{len(pairs)} of {size} wanted pairs are in the file"
     return draw(pairs, size, seed, lambda pair: f"{pair.prompt}\x1f{pair.response}")

@@ -29,7 +29,7 @@ from tuneshift.progress import SILENT, Progress
 from tuneshift.run.directory import CONFIG_HEADER, RunDirectory, jsonl, read_jsonl, write_atomically
 from tuneshift.run.ledger import Ledger
 from tuneshift.run.resume import open_ledger
-from tuneshift.study.arms import Trial, answered_pairs, choose, given_pairs, learnable, rule_label
+from tuneshift.study.arms import Trial, answered_pairs, choose, given_pairs, learnable, readable, rule_label
 from tuneshift.study.grid import Arm, Study, Unit
 from tuneshift.study.products import Products
 from tuneshift.study.results import write_results
@@ -74,7 +74,7 @@ def run_study(study: Study, directory: RunDirectory, *, progress: Progress = SIL
     # 1) What needs the source: each unit's candidates, F's and B's answers, F's answers to given prompts.
     use_source(study.units, products, progress)
     # 2) What each arm trains on: decided over the stored candidates, anew each time.
-    trials = decide_arms(study.units, products)
+    trials = decide_arms(study.units, products, progress)
     # 3) The target before, and after each training; equal datasets are trained on once.
     answer_before(study.units, products, progress)
     train_arms(trials, products, progress)
@@ -204,7 +204,7 @@ def _answer_prompts(unit: Unit, arm: Arm, path: Path, source: Source) -> None:
 # --- 2) what each arm trains on ---
 
 
-def decide_arms(units: Sequence[Unit], products: Products) -> list[Trial]:
+def decide_arms(units: Sequence[Unit], products: Products, progress: Progress) -> list[Trial]:
     """Return the trials of all units, in the order of the study file."""
     targets: dict[str, Reader] = {}
     trials = []
@@ -221,7 +221,7 @@ def decide_arms(units: Sequence[Unit], products: Products) -> list[Trial]:
                 chosen = choose(usable, criterion, arm.size, best=arm.best)
                 kept = chosen if isinstance(chosen, str) else [Pair(c.prompt, c.y_f.text) for c in chosen if c.y_f]
             else:
-                kept = _elsewhere(unit, arm, products)
+                kept = _elsewhere(unit, arm, products, targets[target], progress)
             pairs, reason = ([], kept) if isinstance(kept, str) else (kept, None)
             trials.append(
                 Trial(
@@ -237,10 +237,18 @@ def decide_arms(units: Sequence[Unit], products: Products) -> list[Trial]:
     return trials
 
 
-def _elsewhere(unit: Unit, arm: Arm, products: Products) -> list[Pair] | str:
+def _elsewhere(unit: Unit, arm: Arm, products: Products, target: Reader, progress: Progress) -> list[Pair] | str:
     """Return the pairs of an arm that does not choose among candidates, or why there are not as many as it wants."""
     if arm.pairs is not None:
-        return given_pairs(arm.pairs, arm.size, unit.loaded.config.run.seed)
+        fitting = readable(arm.pairs, target)
+        drawn = given_pairs(fitting, arm.size or len(arm.pairs), unit.loaded.config.run.seed)
+        if len(fitting) == len(arm.pairs):
+            return drawn
+        lost = f"{len(arm.pairs) - len(fitting)} of {len(arm.pairs)} are too long for the target"
+        if isinstance(drawn, str):
+            return f"{drawn}; {lost}"
+        progress.note(f"{unit.label}, arm {arm.name}: of its pairs, {lost} and left out")
+        return drawn
     pairs = [Pair(**row) for row in read_jsonl(products.answered(unit, arm))]
     enough = arm.size is not None and len(pairs) == arm.size
     return pairs if enough else f"F answered {len(pairs)} of {arm.size} wanted prompts usably"
