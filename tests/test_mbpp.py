@@ -9,6 +9,8 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -27,14 +29,25 @@ from tuneshift.evaluate.benchmarks.base import gradable, read_benchmark
 from tuneshift.evaluate.benchmarks.mbpp import wrong
 from tuneshift.evaluate.benchmarks.mbpp_plus import failures, sanitized, truths_of
 from tuneshift.evaluate.benchmarks.programs import Check, equals, failure, program_of
+from tuneshift.evaluate.benchmarks.references import reference_replies
 from tuneshift.plain import canonical, decode, encode
 from tuneshift.preflight import read_inputs
 from tuneshift.run.directory import read_jsonl
-from tuneshift.sandbox import Call, Reply, Result, Sandbox
+from tuneshift.sandbox import Call, Limits, Reply, Result, Sandbox
 
 needs_sandbox = pytest.mark.skipif(
     shutil.which("bwrap") is None, reason="bubblewrap is not installed (`make test` installs it)"
 )
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep what reference solutions give out of the user's cache folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TUNESHIFT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 MBPP = Path(__file__).parents[2] / "shared/data/mbpp/mbpp.jsonl"
 
 scalars = (
@@ -388,6 +401,67 @@ def test_the_test_split_is_taken_from_the_file(tmp_path: Path) -> None:
     path.write_bytes(b"no gzip")
     with pytest.raises(DataError, match="cannot be read"):
         read_benchmark("mbpp_plus", BENCHMARKS["mbpp_plus"], data=str(path), subtask="test")
+
+
+@needs_sandbox
+def test_reference_solutions_are_run_once_and_graded_alike_afterwards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    items = read("mbpp_plus", tmp_path / "MbppPlus.jsonl", TASKS)
+    ran: list[str] = []
+    original = Sandbox.run
+
+    def run(self: Sandbox, program: str, *given: Any) -> Result:
+        ran.append(program)
+        return original(self, program, *given)
+
+    monkeypatch.setattr(Sandbox, "run", run)
+    monkeypatch.setenv("TUNESHIFT_CACHE", str(tmp_path / "cache"))
+    first = [truths_of(item, Sandbox()) for item in items]
+    assert len(ran) == 2 * len(items) == len(list((tmp_path / "cache/references").iterdir()))
+    again = [truths_of(item, Sandbox()) for item in items]
+    assert len(ran) == 2 * len(items)
+    for one, other, item in zip(first, again, items, strict=True):
+        assert isinstance(one, dict)
+        assert isinstance(other, dict)
+        for name in ("base", "plus"):
+            assert one[name].limits == other[name].limits
+            assert [check.call for check in one[name].checks] == [check.call for check in other[name].checks]
+        for solution in SOLUTIONS[int(item.doc["task_id"].removeprefix("Mbpp/"))][:2]:
+            assert failures(solution, one, Sandbox()) == failures(solution, other, Sandbox())
+    del ran[:]
+    other_inputs = replace(items[0], doc=items[0].doc | {"plus_input": [[5]]})
+    other_solution = replace(items[0], reference="def double(x):\n    return 3 * x")
+    for changed, runs in ((other_inputs, 1), (other_solution, 2)):
+        truths_of(changed, Sandbox())
+        assert len(ran) == runs
+        del ran[:]
+
+
+@needs_sandbox
+def test_a_reference_solution_that_failed_or_whose_file_is_damaged_is_run_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TUNESHIFT_CACHE", str(tmp_path / "cache"))
+    call = [Call("f", [1])]
+
+    def replies(program: str) -> list[Reply] | str:
+        return reference_replies(program, call, Limits(), Sandbox(), made_from=1)
+
+    assert replies("def f(x): return 1 / 0") == "ZeroDivisionError"
+    assert not (tmp_path / "cache/references").exists()
+    first = replies("def f(x): return float('nan'), 2**70")
+    (path,) = (tmp_path / "cache/references").iterdir()
+    assert isinstance(first, list)
+    assert str(replies("def f(x): return float('nan'), 2**70")) == str(first)
+    path.write_text(path.read_text()[:-5])
+    anew = replies("def f(x): return float('nan'), 2**70")
+    assert isinstance(anew, list)
+    assert str(anew[0].value) == str(first[0].value)
+    assert json.loads(path.read_text())[0]["seconds"] == anew[0].seconds
+    monkeypatch.setenv("TUNESHIFT_CACHE", str(path))
+    with pytest.raises(DataError, match="set TUNESHIFT_CACHE to a folder that can be written"):
+        replies("def f(x): return x")
 
 
 @needs_sandbox

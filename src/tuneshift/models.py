@@ -85,7 +85,7 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def cache_folder() -> Path:
-    """Return the folder for converted models: `$TUNESHIFT_CACHE`, else `~/.cache/tuneshift`."""
+    """Return the folder for what is made once, as converted models: `$TUNESHIFT_CACHE`, else `~/.cache/tuneshift`."""
     return Path(os.environ.get("TUNESHIFT_CACHE", "~/.cache/tuneshift")).expanduser()
 
 

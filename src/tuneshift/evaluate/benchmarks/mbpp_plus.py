@@ -8,6 +8,8 @@ single tasks. What happens to the inputs, and to a response before it is run, is
 
 from __future__ import annotations
 
+import importlib
+import importlib.metadata
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,8 +23,9 @@ from tuneshift.datafiles import Item
 from tuneshift.errors import ConfigError
 from tuneshift.evaluate.benchmarks.base import Benchmark, Grade, Question
 from tuneshift.evaluate.benchmarks.programs import MAX_NEW_TOKENS, SPLITS, STOP, Check, failure, processors, split_of
+from tuneshift.evaluate.benchmarks.references import reference_replies
 from tuneshift.plain import canonical, decode_numbers
-from tuneshift.sandbox import Call, Limits, Result, Sandbox
+from tuneshift.sandbox import Call, Limits, Sandbox
 
 SETS = ("base", "plus")
 REFERENCE = Limits(seconds=60.0, processor_seconds=60)  # a guess; EvalPlus gives its reference solutions no limit
@@ -65,7 +68,7 @@ def sentence(prompt: str) -> str:
 
 
 def grading(items: Sequence[Item], sandbox: Sandbox) -> tuple[Grade, dict[str, str]]:
-    """Run the reference solutions; return how programs are graded, and which items cannot be, by id with the reason.
+    """Return how programs are graded, and which items cannot be, by id with the reason: the references are run first.
 
     As in EvalPlus, `plus` wants both sets of inputs right, `base` the first.
     """
@@ -115,23 +118,19 @@ def _truth(item: Item, name: str, sandbox: Sandbox) -> Truth | str:
     task = item.doc
     inputs = _evalplus("data.mbpp").mbpp_deserialize_inputs(task["task_id"], task[f"{name}_input"])
     calls = [Call(task["entry_point"], list(arguments)) for arguments in inputs]
-    result = sandbox.run(item.reference, calls, REFERENCE)
-    if (wrong := _objection(result)) is not None:
-        return wrong
+    made_from = [importlib.metadata.version("evalplus"), task["task_id"], task["entry_point"], task[f"{name}_input"]]
+    replies = reference_replies(item.reference, calls, REFERENCE, sandbox, made_from=made_from)
+    if isinstance(replies, str):
+        return replies
     config = _evalplus("config")
     least, factor = config.DEFAULT_MIN_TIME_LIMIT, config.DEFAULT_GT_TIME_LIMIT_FACTOR
-    seconds = [max(least, factor * reply.seconds) for reply in result.replies]
+    seconds = [max(least, factor * reply.seconds) for reply in replies]
     total = min(LONGEST, sum(seconds)) + 1
     try:
-        checks = tuple(_checks(task, inputs, [reply.value for reply in result.replies], seconds))
+        checks = tuple(_checks(task, inputs, [reply.value for reply in replies], seconds))
     except ValueError as error:
         return str(error)
     return Truth(checks, Limits(seconds=total, processor_seconds=round(total) + 1))
-
-
-def _objection(result: Result) -> str | None:
-    errors = [reply.error for reply in result.replies if reply.error is not None]
-    return result.error or (errors[0] if errors else None)
 
 
 def _checks(
@@ -227,8 +226,6 @@ def _evalplus(module: str) -> ModuleType:
     Raises:
         ConfigError: EvalPlus is not installed.
     """
-    import importlib
-
     try:
         return importlib.import_module(f"evalplus.{module}")
     except ImportError as error:
