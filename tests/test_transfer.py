@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -202,6 +203,24 @@ def test_evaluate_again_on_other_data(finished: Path, tiny: Tiny, tmp_path: Path
     assert verdict["questions"]["data"] == str(items)
     assert (copy / "verdict.json").read_bytes() == own
     assert run_cli("report", str(copy)) == 0
+
+
+def test_a_stopped_evaluation_whose_metric_has_changed_is_graded_anew(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = tmp_path / "regraded.py"
+    module.write_text("def right(response, reference):\n    return False\n")
+    config = write_project(tmp_path, tiny, synthesis={"target_size": 4}, evaluation={"metric": "regraded.right"})
+    run = tmp_path / "run"
+    assert run_cli("transfer", str(config), "--run-dir", str(run)) == 3
+    (run / "manifest.json").unlink()  # as when it was stopped before its last step
+    module.write_text("def right(response, reference):\n    return response is not None\n")
+    monkeypatch.delitem(sys.modules, "regraded")
+    capsys.readouterr()
+    assert run_cli("transfer", str(config), "--run-dir", str(run)) == 3
+    assert "measured anew: before, after, source, base" in " ".join(capsys.readouterr().err.split())
+    verdict = json.loads((run / "verdict.json").read_text())
+    assert [verdict[arm]["correct"] for arm in ("before", "after", "source", "base")] == [5] * 4
 
 
 def test_other_questions_tell_what_the_target_forgot(tiny: Tiny, tmp_path: Path) -> None:
