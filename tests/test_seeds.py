@@ -20,9 +20,12 @@ from tuneshift.evaluate.seeds import (
     ONE_SEED,
     accuracy_over_seeds,
     difference_over_seeds,
+    mean_difference_over_cells,
+    mean_over_cells,
+    recovery_over_seeds,
     seed_test,
 )
-from tuneshift.evaluate.stats import Proportion, mcnemar_exact, paired_difference
+from tuneshift.evaluate.stats import Proportion, mcnemar_exact, paired_difference, recovery
 from tuneshift.evaluate.verdict import shows_improvement
 
 Flags = NDArray[np.bool_]
@@ -95,6 +98,106 @@ def test_seeds_that_differ_widen_the_interval() -> None:
 def test_an_arm_without_seeds_stands_beside_every_seed() -> None:
     before, after = table(1, 30, seed=1), table(3, 30, seed=2)
     assert difference_over_seeds(before, after) == difference_over_seeds(np.repeat(before, 3, axis=0), after)
+
+
+# Means over cells
+
+
+def test_the_mean_over_cells_weighs_each_cell_alike() -> None:
+    # Cells of 4 and 1 items. Seeds: (1/2 + 1) / 2 and (1 + 0) / 2; cells: 3/4 and 1/2.
+    found = mean_over_cells([[[True, False, True, False], [True] * 4], [[True], [False]]])
+    assert found.value == (3 / 4 + 1 / 2) / 2
+    assert found.seed_sd == pytest.approx(sqrt(2 * 0.125**2))
+    assert (found.seeds, found.items, found.item_se) == (2, 5, None)
+    assert found.reason == "one item: no item variation was measured"
+    # Items of the first cell 1, 1/2, 1, 1/2 and of the second 1, 0.
+    both = mean_over_cells([[[True, False, True, False], [True] * 4], [[True, False], [True, False]]])
+    assert both.item_se == pytest.approx(sqrt(0.25 / 3 / 4 + 0.5 / 2) / 2)
+
+
+@given(arms)
+def test_the_mean_over_one_cell_is_that_cells(pair: tuple[Flags, Flags]) -> None:
+    first, second = pair
+    assert mean_difference_over_cells([first], [second], resamples=50) == difference_over_seeds(*pair, resamples=50)
+    assert mean_over_cells([first], resamples=50).value == accuracy_over_seeds(first, resamples=50).value
+
+
+def test_the_interval_of_a_mean_against_seeds_and_each_cells_items_resampled_one_by_one() -> None:
+    firsts = [table(4, items, seed=items) for items in (30, 80)]
+    seconds = [table(4, items, seed=items + 1, chance=0.7) for items in (30, 80)]
+    for one in (firsts, seconds):
+        one[1][0] = one[0][0, 0]  # a seed that answers all alike in a cell, so that the seeds count
+    d = [second.astype(int) - first for first, second in zip(firsts, seconds, strict=True)]
+    rng, truth = np.random.default_rng(3), []
+    for _ in range(20_000):
+        seeds = rng.integers(0, 4, 4)
+        truth.append(np.mean([one[seeds][:, rng.integers(0, one.shape[1], one.shape[1])].mean() for one in d]))
+    found = mean_difference_over_cells(firsts, seconds, resamples=20_000)
+    assert (found.interval.low, found.interval.high) == pytest.approx(
+        tuple(np.quantile(truth, [0.025, 0.975])), abs=0.015
+    )
+    assert found.value == pytest.approx(np.mean([one.mean() for one in d]))
+    assert found.seed_sd == pytest.approx(np.std(np.mean([one.mean(axis=1) for one in d], axis=0), ddof=1))
+
+
+def test_a_seed_that_shifts_all_cells_widens_the_interval_of_their_mean() -> None:
+    shifted = [[[True] * 50, [False] * 50]] * 4
+    apart = [[[True] * 50, [False] * 50], [[False] * 50, [True] * 50]] * 2
+    assert mean_over_cells(shifted).interval.high == 1
+    assert mean_over_cells(apart).interval.high == pytest.approx(0.5)
+
+
+def test_cells_of_other_seeds_have_no_mean() -> None:
+    with pytest.raises(ValueError, match="too many values"):
+        mean_over_cells([table(2, 5), table(3, 5)])
+
+
+# Recovery
+
+
+def test_recovery_over_seeds_by_hand() -> None:
+    before, bound = [[False] * 4] * 2, [[True, True, True, False]] * 2
+    after = [[True, True, False, False], [True, False, False, False]]
+    found = recovery_over_seeds(before, after, bound)
+    assert found.ratio == 3 / 6
+    assert recovery_over_seeds(before[:1], after, bound[:1]) == found  # untrained models have one row
+    assert recovery_over_seeds(before, bound, bound).ratio == 1
+    assert recovery_over_seeds(before, before, bound).ratio == 0
+    nothing = recovery_over_seeds(bound, after, before)
+    assert (nothing.ratio, nothing.interval) == (None, None)
+    assert nothing.reason == "nothing to recover: of 4 items, the bound got 0 right where 3 were right before"
+
+
+def test_the_interval_of_the_recovery_against_seeds_and_items_resampled_one_by_one() -> None:
+    t0, t1, top = (table(3, 80, seed=seed, chance=chance) for seed, chance in ((1, 0.1), (2, 0.5), (3, 0.9)))
+    rng, truth = np.random.default_rng(4), []
+    for _ in range(20_000):
+        seeds, items = rng.integers(0, 3, 3), rng.integers(0, 80, 80)
+        a, b, c = (one[seeds][:, items].mean() for one in (t0, t1, top))
+        truth.append((b - a) / (c - a))
+    found = recovery_over_seeds(t0, t1, top, resamples=20_000)
+    assert found.interval is not None
+    assert (found.interval.low, found.interval.high) == pytest.approx(
+        tuple(np.quantile(truth, [0.025, 0.975])), abs=0.01
+    )
+
+
+def test_with_one_seed_it_is_the_recovery_of_one_training() -> None:
+    t0, t1, top = (table(1, 300, seed=seed, chance=chance) for seed, chance in ((1, 0.1), (2, 0.5), (3, 0.9)))
+    found, single = recovery_over_seeds(t0, t1, top), recovery(list(t0[0]), list(t1[0]), list(top[0]))
+    assert found.ratio == pytest.approx(single.ratio)
+    assert found.interval is not None
+    assert single.interval is not None
+    assert found.interval.low == pytest.approx(single.interval.low, abs=0.01)
+    assert found.interval.high == pytest.approx(single.interval.high, abs=0.01)
+
+
+def test_a_lead_of_a_few_items_has_a_recovery_without_an_interval() -> None:
+    before, bound = [[True] * 4 + [False] * 16], [[False] * 3 + [True] * 5 + [False] * 12]
+    found = recovery_over_seeds(before, bound, bound)
+    assert (found.ratio, found.interval) == (1, None)
+    assert found.reason is not None
+    assert "of the resamples there is no lead to recover; 20 items are too few" in found.reason
 
 
 # The test of "no difference"

@@ -215,7 +215,7 @@ def test_recovery_with_an_uncertain_lead() -> None:
     assert result.ratio == 0
     assert result.interval is None
     assert result.reason is not None
-    assert "of the resamples the source has no lead" in result.reason
+    assert "of the resamples there is no lead" in result.reason
 
 
 def test_recovery_leaves_few_undefined_resamples_out() -> None:

@@ -14,7 +14,14 @@ from dataclasses import dataclass, replace
 from math import sqrt
 from typing import TYPE_CHECKING
 
-from tuneshift.evaluate.stats import Interval, Proportion, percentile_interval, resampled_counts
+from tuneshift.evaluate.stats import (
+    Interval,
+    Proportion,
+    Recovery,
+    percentile_interval,
+    ratio_of_draws,
+    resampled_counts,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -51,7 +58,7 @@ def accuracy_over_seeds(
     With one seed it is Wilson's interval, which has a width at 0 and 1 too.
     """
     (values,) = _arrays(outcomes=outcomes)
-    found = _estimate(values.astype(int), resamples=resamples, seed=seed, level=level)
+    found = _estimate([values.astype(int)], resamples=resamples, seed=seed, level=level)
     if len(values) > 1:
         return found
     return replace(found, interval=Proportion(int(values.sum()), values.size).interval(level))
@@ -71,7 +78,65 @@ def difference_over_seeds(
     Source: Efron 1979 (percentile bootstrap); Owen 2007, arXiv 0712.1111 (rows and columns resampled independently).
     """
     a, b = _arrays(first=first, second=second)
-    return _estimate(b.astype(int) - a, resamples=resamples, seed=seed, level=level)
+    return _estimate([b.astype(int) - a], resamples=resamples, seed=seed, level=level)
+
+
+def mean_over_cells(
+    cells: Sequence[Outcomes], *, resamples: int = 10_000, seed: int = 0, level: float = 0.95
+) -> SeedEstimate:
+    """Return one arm's mean accuracy over cells that ask different questions, each cell with the same weight.
+
+    `cells` hold the same seeds and any number of items each; `items` of the result is their sum. A resample draws the
+    seeds once for all cells, so that an effect which a seed has in all of them stays in, and each cell's items by
+    themselves: mean over c of sum over s, i of w_s v_ci x_csi / (S n_c). With one cell it is `accuracy_over_seeds`, but
+    for the interval of one seed, which is the bootstrap's and has no width where all answers are alike.
+    Source: Owen 2007, arXiv 0712.1111 (rows and columns resampled independently), here with strata of columns.
+    """
+    arrays = [_arrays(outcomes=values)[0].astype(int) for values in cells]
+    return _estimate(arrays, resamples=resamples, seed=seed, level=level)
+
+
+def mean_difference_over_cells(
+    firsts: Sequence[Outcomes],
+    seconds: Sequence[Outcomes],
+    *,
+    resamples: int = 10_000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> SeedEstimate:
+    """Return the mean over cells of second - first; see `mean_over_cells` for the interval."""
+    pairs = [_arrays(first=first, second=second) for first, second in zip(firsts, seconds, strict=True)]
+    return _estimate([b.astype(int) - a for a, b in pairs], resamples=resamples, seed=seed, level=level)
+
+
+def recovery_over_seeds(
+    before: Outcomes,
+    after: Outcomes,
+    bound: Outcomes,
+    *,
+    resamples: int = 10_000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> Recovery:
+    """Return (after - before) / (bound - before) with its two-level bootstrap interval.
+
+    `bound` is what counts as all there is to gain: F, or a target that was trained on the original data. Each resample
+    draws seeds and items as `difference_over_seeds` does, the same ones for all three, and takes the ratio of its sums;
+    see `tuneshift.evaluate.stats.recovery` for where there is none.
+    Source: as `difference_over_seeds`.
+    """
+    import numpy as np
+
+    t0, t1, top = (values.astype(int) for values in _arrays(before=before, after=after, bound=bound))
+    (seeds, items), gain, lead = t0.shape, t1 - t0, top - t0
+    if lead.sum() <= 0:
+        right = f"{top.sum() / seeds:g} right where {t0.sum() / seeds:g} were right before"
+        return Recovery(None, None, reason=f"nothing to recover: of {items} items, the bound got {right}")
+    columns, counts = np.unique(np.concatenate([gain, lead]), axis=1, return_counts=True)
+    drawn_items = resampled_counts(counts, resamples=resamples, seed=seed)
+    drawn_seeds = resampled_counts(np.ones(seeds, dtype=int), resamples=resamples, seed=seed + 1)
+    gains, leads = ((drawn_items @ part.T * drawn_seeds).sum(axis=1) for part in (columns[:seeds], columns[seeds:]))
+    return ratio_of_draws(float(gain.sum() / lead.sum()), gains, leads, n=items, level=level)
 
 
 @dataclass(frozen=True)
@@ -119,25 +184,34 @@ def seed_test(first: Outcomes, second: Outcomes) -> SeedTest:
     return SeedTest(p_items, max(p_items, p_seeds), None)
 
 
-def _estimate(values: NDArray[np.int_], *, resamples: int, seed: int, level: float) -> SeedEstimate:
+def _estimate(cells: Sequence[NDArray[np.int_]], *, resamples: int, seed: int, level: float) -> SeedEstimate:
+    """Return the mean over cells of their arrays' means; the arrays [seeds, items] have the same seeds."""
     import numpy as np
 
-    seeds, items = values.shape
-    # Items with equal columns are alike, so a resample of items is one multinomial draw of the columns' counts.
-    columns, counts = np.unique(values, axis=1, return_counts=True)
-    drawn_items = resampled_counts(counts, resamples=resamples, seed=seed)
+    (seeds,) = {len(values) for values in cells}
     drawn_seeds = resampled_counts(np.ones(seeds, dtype=int), resamples=resamples, seed=seed + 1)
-    draws = (drawn_items @ columns.T * drawn_seeds).sum(axis=1) / values.size
+    draws = np.zeros(resamples)
+    for place, values in enumerate(cells):
+        # Items with equal columns are alike, so a resample of items is one multinomial draw of the columns' counts.
+        columns, counts = np.unique(values, axis=1, return_counts=True)
+        drawn_items = resampled_counts(counts, resamples=resamples, seed=seed + place + (place > 0))
+        draws += (drawn_items @ columns.T * drawn_seeds).sum(axis=1) / values.size
+    items = [values.shape[1] for values in cells]
+    by_seed = np.mean([values.mean(axis=1) for values in cells], axis=0)
     return SeedEstimate(
-        value=float(values.sum() / values.size),
-        interval=percentile_interval(draws, level),
+        value=float(sum(values.sum() / values.size for values in cells) / len(cells)),
+        interval=percentile_interval(draws / len(cells), level),
         seeds=seeds,
-        items=items,
-        seed_sd=float(values.mean(axis=1).std(ddof=1)) if seeds > 1 else None,
-        item_se=float(values.mean(axis=0).std(ddof=1) / sqrt(items)) if items > 1 else None,
-        reason="; ".join([ONE_SEED] * (seeds == 1) + ["one item: no item variation was measured"] * (items == 1))
+        items=sum(items),
+        seed_sd=float(by_seed.std(ddof=1)) if seeds > 1 else None,
+        item_se=_item_se(cells) if min(items) > 1 else None,
+        reason="; ".join([ONE_SEED] * (seeds == 1) + ["one item: no item variation was measured"] * (min(items) == 1))
         or None,
     )
+
+
+def _item_se(cells: Sequence[NDArray[np.int_]]) -> float:
+    return sqrt(sum(values.mean(axis=0).var(ddof=1) / values.shape[1] for values in cells)) / len(cells)
 
 
 def _mean_squares(values: NDArray[np.int_]) -> tuple[float, float]:

@@ -173,14 +173,17 @@ def recovery(
     if counts @ lead <= 0:
         right = f"of {len(f)} items, the source got {f.sum()} right and the target {t0.sum()} before"
         return Recovery(None, None, reason=f"nothing to recover: {right}")
-    ratio = float(counts @ gain / (counts @ lead))
     draws = resampled_counts(counts, resamples=resamples, seed=seed)
-    undefined = draws @ lead <= 0
+    return ratio_of_draws(float(counts @ gain / (counts @ lead)), draws @ gain, draws @ lead, n=len(f), level=level)
+
+
+def ratio_of_draws(ratio: float, gains: NDArray[np.int_], leads: NDArray[np.int_], *, n: int, level: float) -> Recovery:
+    """Return a recovery with its interval from each resample's gain and lead over `n` items; see `recovery`."""
+    undefined = leads <= 0
     if undefined.mean() > MAX_UNDEFINED_RESAMPLES:
-        share = f"in {undefined.mean():.1%} of the resamples the source has no lead over the target"
-        return Recovery(ratio, None, reason=f"no interval: {share}; {len(f)} items are too few")
-    ratios = (draws @ gain)[~undefined] / (draws @ lead)[~undefined]
-    return Recovery(ratio, percentile_interval(ratios, level), reason=None)
+        share = f"in {undefined.mean():.1%} of the resamples there is no lead to recover"
+        return Recovery(ratio, None, reason=f"no interval: {share}; {n} items are too few")
+    return Recovery(ratio, percentile_interval(gains[~undefined] / leads[~undefined], level), reason=None)
 
 
 def minimum_detectable_difference(n: int, discordant: float, *, power: float = 0.8, alpha: float = 0.05) -> float:
