@@ -14,7 +14,7 @@ from tuneshift.sections.synthesis import CriterionSection, name_alone
 NAME = re.compile(r"^\w[\w.-]*$")
 COLUMNS = (
     "replicate", "arm", "criterion", "candidates", "pairs", "steps", "correct", "n", "accuracy", "training", "reason",
-    "item", "synthesis_seconds", "training_seconds",
+    "questions", "item", "synthesis_seconds", "training_seconds",
 )  # fmt: skip
 """Columns of a study's tables; an axis is a column too and needs another name."""
 MODELS = ("target before", "base", "source")

@@ -21,6 +21,11 @@ from tuneshift.sections.study import SEEDS, StudySection
 from tuneshift.wiring import evaluation_questions
 
 
+def cell_name(levels: Mapping[str, str]) -> str:
+    """Return the name of the cell of these levels, by axis."""
+    return ",".join(f"{axis}={level}" for axis, level in levels.items()) or "all"
+
+
 @dataclass(frozen=True)
 class Arm:
     """What one target of a unit is trained on.
@@ -54,7 +59,7 @@ class Unit:
     @property
     def cell(self) -> str:
         """The cell's name, also that of its folder."""
-        return ",".join(f"{axis}={level}" for axis, level in self.levels.items()) or "all"
+        return cell_name(self.levels)
 
     @cached_property
     def questions(self) -> Questions:

@@ -1,0 +1,260 @@
+"""What a study's replicates say together, on outcomes that are drawn here, against the statistics taken by hand."""
+
+from __future__ import annotations
+
+import json
+import runpy
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pyarrow import parquet
+from scipy.stats import binomtest
+from statsmodels.stats.multitest import multipletests
+
+from tuneshift.evaluate.seeds import (
+    accuracy_over_seeds,
+    difference_over_seeds,
+    mean_difference_over_cells,
+    mean_over_cells,
+    recovery_over_seeds,
+    seed_test,
+)
+from tuneshift.sections.study import MODELS
+from tuneshift.study.summary import summarize
+from tuneshift.study.tables import markdown
+
+ROOT = Path(__file__).parents[1]
+CHANCES = {
+    "target before": 0.1,
+    "base": 0.2,
+    "source": 0.95,
+    "filter": 0.6,
+    "random": 0.5,
+    "original": 0.9,
+    "floor": 0.1,
+}
+SETTINGS: dict[str, Any] = {
+    "axes": {"task": {"a": {}, "b": {}}, "base": {"own": {}, "other": {}}},
+    "candidates": 20,
+    "size": 4,
+    "arms": {
+        "filter": {"criterion": "ppl_diff"},
+        "random": {"criterion": "random"},
+        "original": {"pairs": "{task}.jsonl"},
+        "floor": {"pairs": "seeds"},
+    },
+    "reference": "filter",
+}
+ITEMS = {"a": 60, "b": 25}
+Tables = tuple[list[dict[str, Any]], list[dict[str, Any]]]
+
+
+def tables(replicates: int = 3, *, missing: tuple[str, ...] = ()) -> Tables:
+    """Return rows and outcomes of a study whose axis `task` asks different questions, and `base` the same ones.
+
+    `missing` names arms that are not trained in replicate 0 of the first cell. `original` trains alike under `base`.
+    """
+    rng = np.random.default_rng(0)
+    rows: list[dict[str, Any]] = []
+    outcomes: list[dict[str, Any]] = []
+    untrained = {(task, model): rng.random(n) < CHANCES[model] for task, n in ITEMS.items() for model in MODELS}
+    for task in ITEMS:
+        for base in ("own", "other"):
+            for replicate in map(str, range(replicates)):
+                for arm, chance in CHANCES.items():
+                    key = {"task": task, "base": base, "replicate": replicate, "arm": arm}
+                    right = untrained[task, arm] if arm in MODELS else rng.random(ITEMS[task]) < chance
+                    gone = arm in missing and (task, base, replicate) == ("a", "own", "0")
+                    training = None if arm in MODELS or gone else f"{arm}{task}{replicate}"
+                    training = training if training is None or arm == "original" else training + base
+                    reason = "kept 1 of 4 wanted" if gone else None
+                    row = {**key, "pairs": None, "training": training, "reason": reason, "questions": f"asked-{task}"}
+                    rows.append(row)
+                    outcomes += (
+                        [] if gone else [{**key, "item": str(i), "correct": bool(c)} for i, c in enumerate(right)]
+                    )
+    return rows, outcomes
+
+
+def seeds(given: Tables, task: str, base: str, arm: str, replicates: tuple[str, ...] = ("0", "1", "2")) -> Any:
+    """Return an arm's outcomes as an array [seeds, items]."""
+    wanted = [(task, base, one, arm) for one in replicates]
+    keys = ("task", "base", "replicate", "arm")
+    return np.array([[o["correct"] for o in given[1] if tuple(o[k] for k in keys) == one] for one in wanted])
+
+
+@pytest.fixture(scope="module")
+def given() -> Tables:
+    return tables()
+
+
+@pytest.fixture(scope="module")
+def found(given: Tables) -> dict[str, Any]:
+    return summarize(SETTINGS, *given)
+
+
+def test_every_arm_is_compared_with_the_target_before(given: Tables, found: dict[str, Any]) -> None:
+    for arm in SETTINGS["arms"]:
+        gain = found["cells"]["task=b,base=other"]["arms"][arm]["gain"]
+        both = seeds(given, "b", "other", "target before"), seeds(given, "b", "other", arm)
+        expected = difference_over_seeds(*both)
+        assert (gain["value"], gain["seeds"], gain["items"]) == (expected.value, 3, 25)
+        assert gain["interval"] == [expected.interval.low, expected.interval.high]
+        assert gain["p"] == seed_test(*both).p_value
+    assert all(found["cells"]["task=b,base=other"]["arms"][model]["gain"] is None for model in MODELS)
+
+
+def test_with_one_replicate_the_gain_is_mcnemars_test() -> None:
+    one = tables(1)
+    gain = summarize(SETTINGS, *one)["cells"]["task=a,base=own"]["arms"]["random"]["gain"]
+    before, after = (seeds(one, "a", "own", arm, ("0",))[0] for arm in ("target before", "random"))
+    only_before, only_after = int((before & ~after).sum()), int((after & ~before).sum())
+    assert gain["p"] == pytest.approx(binomtest(only_before, only_before + only_after).pvalue)
+    assert gain["reason"] == "one seed: how much another training would change was not measured"
+
+
+def test_recovery_is_of_the_source_and_of_each_arm_that_is_a_bound(given: Tables, found: dict[str, Any]) -> None:
+    arms = found["cells"]["task=a,base=own"]["arms"]
+    assert {name: list(arm["recovery"]) for name, arm in arms.items() if arm["recovery"]} == {
+        "filter": ["source", "original"],
+        "random": ["source", "original"],
+        "original": ["source"],
+        "floor": ["source", "original"],
+    }
+    before, after, bound = (seeds(given, "a", "own", arm) for arm in ("target before", "random", "original"))
+    expected = recovery_over_seeds(before, after, bound)
+    recovered = arms["random"]["recovery"]["original"]
+    assert recovered["value"] == pytest.approx((after.sum() - before.sum()) / (bound.sum() - before.sum()))
+    assert expected.interval is not None
+    assert recovered["interval"] == [expected.interval.low, expected.interval.high]
+
+
+def test_each_family_is_adjusted_for_itself(found: dict[str, Any]) -> None:
+    arms = [arm for cell in found["cells"].values() for arm in cell["arms"].values()]
+    families = {
+        "reference": [arm["difference"] for arm in arms if arm["difference"]],
+        "target before": [arm["gain"] for arm in arms if arm["gain"]],
+        "cells": [one for one in found["across"] if one["p"] is not None],
+    }
+    assert found["families"] == {name: len(family) for name, family in families.items()}
+    assert found["families"] == {"reference": 12, "target before": 16, "cells": 6}
+    for family in families.values():
+        expected = multipletests([one["p"] for one in family], method="holm")[1]
+        assert [one["p_holm"] for one in family] == pytest.approx(list(expected))
+
+
+def test_cells_that_ask_the_same_are_compared_and_those_that_do_not_are_not(
+    given: Tables, found: dict[str, Any]
+) -> None:
+    assert {(one["axis"], one["first"], one["level"]) for one in found["across"]} == {("base", "own", "other")}
+    assert [(one["levels"]["task"], one["arm"]) for one in found["across"]] == [
+        (task, arm) for task in ITEMS for arm in SETTINGS["arms"]
+    ]
+    one = next(one for one in found["across"] if (one["levels"]["task"], one["arm"]) == ("b", "filter"))
+    both = seeds(given, "b", "own", "filter"), seeds(given, "b", "other", "filter")
+    assert (one["value"], one["p"]) == (difference_over_seeds(*both).value, seed_test(*both).p_value)
+    alike = [one for one in found["across"] if one["arm"] == "original"]
+    assert {(one["value"], one["p"], one["p_holm"], one["reason"]) for one in alike} == {
+        (None, None, None, "both train the same targets")
+    }
+
+
+def test_cells_that_ask_different_questions_are_averaged(given: Tables, found: dict[str, Any]) -> None:
+    assert [(mean["axis"], mean["levels"]) for mean in found["means"]] == [
+        ("task", {"base": "own"}),
+        ("task", {"base": "other"}),
+    ]
+    arms = found["means"][1]["arms"]
+    cells = {arm: [seeds(given, task, "other", arm) for task in ITEMS] for arm in CHANCES}
+    expected = mean_over_cells(cells["filter"])
+    assert arms["filter"]["accuracy"] == pytest.approx(np.mean([cell.mean() for cell in cells["filter"]]))
+    assert arms["filter"]["interval"] == [expected.interval.low, expected.interval.high]
+    assert (arms["filter"]["seeds"], arms["filter"]["items"]) == (3, 85)
+    gain = mean_difference_over_cells(cells["target before"], cells["filter"])
+    assert arms["filter"]["gain"]["interval"] == [gain.interval.low, gain.interval.high]
+    difference = mean_difference_over_cells(cells["filter"], cells["random"])
+    assert arms["random"]["difference"]["value"] == pytest.approx(difference.value)
+    assert arms["filter"]["difference"] is None
+    assert (arms["source"]["seeds"], arms["source"]["gain"]) == (1, None)
+
+
+def test_an_arm_that_lacks_a_replicate_is_compared_in_the_others() -> None:
+    given = tables(missing=("random",))
+    found = summarize(SETTINGS, *given)
+    arm = found["cells"]["task=a,base=own"]["arms"]["random"]
+    assert (arm["seeds"], arm["difference"]["seeds"], arm["gain"]["seeds"]) == (2, 2, 2)
+    assert arm["reason"] == "replicate 0: kept 1 of 4 wanted"
+    after = seeds(given, "a", "own", "random", ("1", "2"))
+    assert arm["accuracy"] == accuracy_over_seeds(after).value
+    assert arm["difference"]["value"] == pytest.approx(
+        after.mean() - seeds(given, "a", "own", "filter", ("1", "2")).mean()
+    )
+    mean = found["means"][0]["arms"]["random"]
+    assert mean["seeds"] == 2
+    assert mean["accuracy"] == pytest.approx((after.mean() + seeds(given, "b", "own", "random", ("1", "2")).mean()) / 2)
+
+
+def test_an_arm_that_was_never_trained_is_null_everywhere() -> None:
+    rows, outcomes = tables(1, missing=("random",))
+    found = summarize(SETTINGS, rows, outcomes)
+    arm = found["cells"]["task=a,base=own"]["arms"]["random"]
+    assert arm["reason"] == "replicate 0: kept 1 of 4 wanted"
+    assert {arm[key] for key in ("accuracy", "interval", "gain", "difference", "recovery")} == {None}
+    assert found["means"][0]["arms"]["random"]["reason"] == "no replicate was trained in every cell"
+    between = next(one for one in found["across"] if (one["levels"]["task"], one["arm"]) == ("a", "random"))
+    assert (between["value"], between["reason"]) == (None, "no replicate was trained in both")
+    assert found["families"] == {"reference": 11, "target before": 15, "cells": 5}
+    assert "| random | n/a | n/a | n/a |" in markdown({**found, "settings": SETTINGS, "rows": rows}, {})
+
+
+def test_questions_that_were_not_recorded_are_neither_compared_nor_averaged(given: Tables) -> None:
+    rows = [{key: value for key, value in row.items() if key != "questions"} for row in given[0]]
+    found = summarize(SETTINGS, rows, given[1])
+    assert (found["across"], found["means"], found["families"]["cells"]) == ([], [], 0)
+
+
+def test_the_page_says_what_its_figures_rest_on(given: Tables, found: dict[str, Any]) -> None:
+    page = markdown({**found, "settings": SETTINGS, "rows": given[0]}, {})
+    assert "3 replicates (0, 1, 2)" in page
+    assert "of three seeds, 83 % held the truth at worst" in page
+    assert "12 with filter, 16 with the target before, 6 between cells" in page
+    assert "## Mean over task, base=other" in page
+    arm = found["cells"]["task=a,base=own"]["arms"]["random"]
+    low, high = arm["recovery"]["original"]["interval"]
+    assert f"| {arm['recovery']['original']['value']:.2f} | {low:.2f} to {high:.2f} | 60 x 3 |" in page
+    assert "both train the same targets" in page
+    alone = tables(1)
+    said = markdown({**summarize(SETTINGS, *alone), "settings": SETTINGS, "rows": alone[0]}, {})
+    assert "One replicate: intervals and p values are about these trainings" in said
+    assert "83 %" not in said
+
+
+# The committed results
+
+
+def test_the_committed_outcomes_are_those_of_the_committed_rows() -> None:
+    for path in (ROOT / "studies/results").glob("*.parquet"):
+        outcomes = parquet.read_table(path).to_pylist()
+        rows = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))["rows"]
+        keys = [key for key in outcomes[0] if key not in ("item", "correct")]
+        for row in rows:
+            own = [one["correct"] for one in outcomes if all(one[key] == row[key] for key in keys)]
+            assert (sum(own), len(own)) == (row["correct"] or 0, row["n"] or 0)
+
+
+def test_results_without_outcomes_are_shown_with_what_was_not_measured(tmp_path: Path) -> None:
+    render = runpy.run_path(str(ROOT / "studies/render.py"))
+    committed = ROOT / "studies/results"
+    whole, nothing = render["read_results"](committed, "snips_criteria")
+    assert nothing == ""
+    assert whole["families"]["target before"] == 7
+    shutil.copyfile(committed / "snips_criteria.json", tmp_path / "snips_criteria.json")
+    old, note = render["read_results"](tmp_path, "snips_criteria")
+    assert "Not measured: gains over the target before" in note
+    page, today = (render["markdown"](results, {}) for results in (old, whole))
+    assert "| 0.66 | not measured | 200 x 3 |" in page
+    line = next(line for line in page.splitlines() if line.startswith("| lift | -27.8 points"))
+    assert line in today
