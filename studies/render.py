@@ -42,7 +42,7 @@ def read_results(folder: Path, name: str) -> tuple[dict[str, Any], str]:
     if outcomes.is_file():
         rows = parquet.read_table(outcomes).to_pylist()
         return results | summarize(results["settings"], results["rows"], rows), ""
-    return earlier(results), NOT_KEPT
+    return (results, "") if "families" in results else (earlier(results), NOT_KEPT)
 
 
 def earlier(results: dict[str, Any]) -> dict[str, Any]:
@@ -56,8 +56,8 @@ def earlier(results: dict[str, Any]) -> dict[str, Any]:
             if arm["difference"] is not None:
                 arm["difference"]["items"] = arm["items"]
                 compared += 1
-    families = {"reference": compared, "target before": 0, "cells": 0}
-    return results | {"across": [], "means": [], "families": families}
+    families = {"reference": compared, "target before": 0, "cells": 0, "interactions": 0}
+    return results | {"across": [], "interactions": [], "means": [], "families": families}
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ from false_positives import WORLDS, answers
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from scipy.stats import binom, permutation_test
+from scipy.stats import binom, norm, permutation_test
 from scipy.stats import t as student
 from statsmodels.formula.api import ols
 from statsmodels.stats.anova import anova_lm
@@ -20,6 +20,7 @@ from tuneshift.evaluate.seeds import (
     ONE_SEED,
     accuracy_over_seeds,
     difference_over_seeds,
+    interaction_over_seeds,
     mean_difference_over_cells,
     mean_over_cells,
     recovery_over_seeds,
@@ -98,6 +99,36 @@ def test_seeds_that_differ_widen_the_interval() -> None:
 def test_an_arm_without_seeds_stands_beside_every_seed() -> None:
     before, after = table(1, 30, seed=1), table(3, 30, seed=2)
     assert difference_over_seeds(before, after) == difference_over_seeds(np.repeat(before, 3, axis=0), after)
+
+
+# Differences of differences
+
+
+def test_an_interaction_by_hand_and_against_arms_that_differ_in_one_condition_alone() -> None:
+    # d - c = [1 1 0], [1 0 0]; b - a = [0 0 0], [0 0 -1]: in all 3/6 + 1/6.
+    wrong, mixed = [[False] * 3] * 2, [[True, True, False], [True, False, False]]
+    found, test = interaction_over_seeds(([[False] * 3, [False, False, True]], wrong), (wrong, mixed))
+    assert found.value == pytest.approx(4 / 6)
+    # Item sums 2, 1, 1: of eight signs two are as far out.
+    assert test.p_items == pytest.approx(2 / 8)
+    first, second = table(3, 40, seed=1), table(3, 40, seed=2, chance=0.8)
+    alone, tested = interaction_over_seeds((first, first), (first, second))
+    assert alone == difference_over_seeds(first, second)
+    assert tested == seed_test(first, second)
+
+
+def test_the_interval_of_an_interaction_against_seeds_and_items_resampled_one_by_one() -> None:
+    a, b, c, d = (table(4, 60, seed=seed, chance=chance) for seed, chance in ((1, 0.4), (2, 0.5), (3, 0.4), (4, 0.7)))
+    each = (d.astype(int) - c) - (b.astype(int) - a)
+    rng = np.random.default_rng(3)
+    truth = [each[rng.integers(0, 4, 4)][:, rng.integers(0, 60, 60)].mean() for _ in range(20_000)]
+    found, test = interaction_over_seeds((a, b), (c, d), resamples=20_000)
+    assert (found.interval.low, found.interval.high) == pytest.approx(
+        tuple(np.quantile(truth, [0.025, 0.975])), abs=0.01
+    )
+    # With many items the sign flips are those of a normal sum.
+    sums = each.sum(axis=0)
+    assert test.p_items == pytest.approx(2 * norm.sf((abs(sums.sum()) - 0.5) / np.sqrt((sums**2).sum())), abs=0.02)
 
 
 # Means over cells

@@ -138,9 +138,10 @@ def test_each_family_is_adjusted_for_itself(found: dict[str, Any]) -> None:
         "reference": [arm["difference"] for arm in arms if arm["difference"]],
         "target before": [arm["gain"] for arm in arms if arm["gain"]],
         "cells": [one for one in found["across"] if one["p"] is not None],
+        "interactions": found["interactions"],
     }
     assert found["families"] == {name: len(family) for name, family in families.items()}
-    assert found["families"] == {"reference": 12, "target before": 16, "cells": 6}
+    assert found["families"] == {"reference": 12, "target before": 16, "cells": 6, "interactions": 6}
     for family in families.values():
         expected = multipletests([one["p"] for one in family], method="holm")[1]
         assert [one["p_holm"] for one in family] == pytest.approx(list(expected))
@@ -160,6 +161,18 @@ def test_cells_that_ask_the_same_are_compared_and_those_that_do_not_are_not(
     assert {(one["value"], one["p"], one["p_holm"], one["reason"]) for one in alike} == {
         (None, None, None, "both train the same targets")
     }
+
+
+def test_an_arms_lead_over_the_reference_is_compared_between_cells(given: Tables, found: dict[str, Any]) -> None:
+    assert [(one["levels"]["task"], one["arm"]) for one in found["interactions"]] == [
+        (task, arm) for task in ITEMS for arm in ("random", "original", "floor")
+    ]
+    one = found["interactions"][0]
+    leads = [
+        seeds(given, "a", base, "random").mean() - seeds(given, "a", base, "filter").mean() for base in ("own", "other")
+    ]
+    assert one["value"] == pytest.approx(leads[1] - leads[0])
+    assert one["reference"] == "filter"
 
 
 def test_cells_that_ask_different_questions_are_averaged(given: Tables, found: dict[str, Any]) -> None:
@@ -206,14 +219,14 @@ def test_an_arm_that_was_never_trained_is_null_everywhere() -> None:
     assert found["means"][0]["arms"]["random"]["reason"] == "no replicate was trained in every cell"
     between = next(one for one in found["across"] if (one["levels"]["task"], one["arm"]) == ("a", "random"))
     assert (between["value"], between["reason"]) == (None, "no replicate was trained in both")
-    assert found["families"] == {"reference": 11, "target before": 15, "cells": 5}
+    assert found["families"] == {"reference": 11, "target before": 15, "cells": 5, "interactions": 5}
     assert "| random | n/a | n/a | n/a |" in markdown({**found, "settings": SETTINGS, "rows": rows}, {})
 
 
 def test_questions_that_were_not_recorded_are_neither_compared_nor_averaged(given: Tables) -> None:
     rows = [{key: value for key, value in row.items() if key != "questions"} for row in given[0]]
     found = summarize(SETTINGS, rows, given[1])
-    assert (found["across"], found["means"], found["families"]["cells"]) == ([], [], 0)
+    assert (found["across"], found["interactions"], found["means"]) == ([], [], [])
 
 
 def test_the_page_says_what_its_figures_rest_on(given: Tables, found: dict[str, Any]) -> None:
@@ -258,3 +271,5 @@ def test_results_without_outcomes_are_shown_with_what_was_not_measured(tmp_path:
     assert "| 0.66 | not measured | 200 x 3 |" in page
     line = next(line for line in page.splitlines() if line.startswith("| lift | -27.8 points"))
     assert line in today
+    (tmp_path / "snips_criteria.json").write_text(json.dumps(whole))
+    assert render["read_results"](tmp_path, "snips_criteria") == (whole, "")

@@ -167,10 +167,32 @@ def seed_test(first: Outcomes, second: Outcomes) -> SeedTest:
     to 8 % for 5 %), so there w = 1. False positives, measured: benchmarks/results/false_positives.json.
     Source: Fisher 1935 (sign flips); Clark 1973 (min F', both factors random); Cochran and Cox 1957 (weighted t).
     """
+    a, b = _arrays(first=first, second=second)
+    return _test(b.astype(int) - a)
+
+
+def interaction_over_seeds(
+    first: tuple[Outcomes, Outcomes],
+    second: tuple[Outcomes, Outcomes],
+    *,
+    resamples: int = 10_000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> tuple[SeedEstimate, SeedTest]:
+    """Return by how much more the second pair's arms differ than the first's, (d - c) - (b - a), and its test.
+
+    A pair is two arms under one condition: does a filter gain more with a weak generator than with a strong one? The
+    interval is that of `difference_over_seeds` and the test that of `seed_test`, with one number from -2 to 2 a seed
+    and item. The sign flips then assume that k is as likely as -k for each item.
+    """
+    a, b, c, d = (values.astype(int) for values in _arrays(a=first[0], b=first[1], c=second[0], d=second[1]))
+    values = (d - c) - (b - a)
+    return _estimate([values], resamples=resamples, seed=seed, level=level), _test(values)
+
+
+def _test(values: NDArray[np.int_]) -> SeedTest:
     from scipy.stats import t as student
 
-    a, b = _arrays(first=first, second=second)
-    values = b.astype(int) - a
     p_items = _sign_flip(values.sum(axis=0))
     seeds, items = values.shape
     if seeds == 1 or items == 1 or p_items == 1:

@@ -1,9 +1,9 @@
 """What a study's replicates say together, from its settings, rows and outcomes alone.
 
-A comparison is paired by item and, over seeds, by replicate. There are three families of them, each with p values
-adjusted for itself (Holm): every arm with the reference, every arm with the target before, and every arm between
-the cells of an axis that ask the same questions. Cells of an axis that ask different ones are averaged instead, with
-intervals and without a test.
+A comparison is paired by item and, over seeds, by replicate. There are four families of them, each with p values
+adjusted for itself (Holm): every arm with the reference, every arm with the target before, and between the cells of an
+axis that ask the same questions every arm, and every arm's difference from the reference. Cells of an axis that ask
+different questions are averaged instead, with intervals and without a test.
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ from typing import Any
 
 from tuneshift.evaluate.seeds import (
     SeedEstimate,
+    SeedTest,
     accuracy_over_seeds,
     difference_over_seeds,
+    interaction_over_seeds,
     mean_difference_over_cells,
     mean_over_cells,
     recovery_over_seeds,
@@ -54,8 +56,9 @@ class Cell:
 def summarize(settings: Mapping[str, Any], rows: Sequence[Row], outcomes: Sequence[Row]) -> dict[str, Any]:
     """Return what `results.json` says beside its rows.
 
-    `cells` holds each cell's arms, `across` each arm's comparisons between the levels of an axis, and `means` the means
-    over the levels of an axis. `settings` is the study file as written.
+    `cells` holds each cell's arms, `across` each arm's comparisons between the levels of an axis, `interactions` those
+    of its difference from the reference, and `means` the means over the levels of an axis. `settings` is the study file
+    as written.
     """
     cells = _cells(settings, rows, outcomes)
     arms, reference = list(settings["arms"]), settings["reference"]
@@ -69,15 +72,22 @@ def summarize(settings: Mapping[str, Any], rows: Sequence[Row], outcomes: Sequen
         }
         for cell in cells
     }
-    across = list(_across(settings, cells))
+    across, interactions = list(_across(settings, cells)), list(_interactions(settings, cells))
     arms_of_all = [arm for found in summaries.values() for arm in found["arms"].values()]
     families = {
         "reference": [arm["difference"] for arm in arms_of_all],
         "target before": [arm["gain"] for arm in arms_of_all],
         "cells": across,
+        "interactions": interactions,
     }
     sizes = {name: _adjust(comparisons) for name, comparisons in families.items()}
-    return {"cells": summaries, "across": across, "means": list(_means(settings, cells)), "families": sizes}
+    return {
+        "cells": summaries,
+        "across": across,
+        "interactions": interactions,
+        "means": list(_means(settings, cells)),
+        "families": sizes,
+    }
 
 
 def _cells(settings: Mapping[str, Any], rows: Sequence[Row], outcomes: Sequence[Row]) -> list[Cell]:
@@ -160,13 +170,11 @@ def _compare(first: Answers, second: Answers) -> Row | None:
     if not both:
         return None
     arms = _array([first[one] for one in both]), _array([second[one] for one in both])
-    test = seed_test(*arms)
-    return {
-        **_difference(difference_over_seeds(*arms)),
-        "p": test.p_value,
-        "p_items": test.p_items,
-        "reason": test.reason,
-    }
+    return {**_difference(difference_over_seeds(*arms)), **_tested(seed_test(*arms))}
+
+
+def _tested(test: SeedTest) -> Row:
+    return {"p": test.p_value, "p_items": test.p_items, "reason": test.reason}
 
 
 def _difference(found: SeedEstimate) -> Row:
@@ -202,31 +210,46 @@ def _groups(settings: Mapping[str, Any], cells: Sequence[Cell]) -> Iterator[tupl
             yield axis, {name: level for name, level in group[0].levels.items() if name != axis}, group
 
 
-def _across(settings: Mapping[str, Any], cells: Sequence[Cell]) -> Iterator[Row]:
-    """Yield each arm's comparison of an axis' first level with every other that asks the same questions."""
+def _pairs(settings: Mapping[str, Any], cells: Sequence[Cell]) -> Iterator[tuple[Row, Cell, Cell]]:
+    """Yield an axis' first cell with each other that asks the same questions, and what describes the two."""
     for axis, levels, (first, *others) in _groups(settings, cells):
-        for other, name in itertools.product(others, settings["arms"]):
-            if other.questions is None or other.questions != first.questions:
+        for other in others:
+            if other.questions is not None and other.questions == first.questions:
+                described = {"first": first.levels[axis], "level": other.levels[axis]}
+                yield {"axis": axis, "levels": levels, **described}, first, other
+
+
+NOT_COMPARED = dict.fromkeys(("value", "interval", "seeds", "items", "seed_sd", "item_se", "p", "p_items"))
+SAME_TRAININGS = {**NOT_COMPARED, "reason": "both train the same targets"}
+NOT_TRAINED = {**NOT_COMPARED, "reason": "no replicate was trained in both"}
+
+
+def _across(settings: Mapping[str, Any], cells: Sequence[Cell]) -> Iterator[Row]:
+    """Yield each arm's comparison of an axis' first cell with the others."""
+    for described, first, second in _pairs(settings, cells):
+        for name in settings["arms"]:
+            compared = _compare(first.answers.get(name, {}), second.answers.get(name, {})) or NOT_TRAINED
+            same = compared is not NOT_TRAINED and first.trainings[name] == second.trainings[name]
+            yield {**described, "arm": name, **(SAME_TRAININGS if same else compared)}
+
+
+def _interactions(settings: Mapping[str, Any], cells: Sequence[Cell]) -> Iterator[Row]:
+    """Yield by how much more each arm differs from the reference in the others than in an axis' first cell."""
+    reference = settings["reference"]
+    for described, first, second in _pairs(settings, cells):
+        for name in settings["arms"]:
+            if name == reference:
                 continue
-            yield {
-                "axis": axis,
-                "levels": levels,
-                "first": first.levels[axis],
-                "level": other.levels[axis],
-                "arm": name,
-                **_between(first, other, name),
-            }
-
-
-def _between(first: Cell, second: Cell, name: str) -> Row:
-    """Return an arm's comparison between two cells; without one all is None but the `reason`."""
-    unknown = dict.fromkeys(("value", "interval", "seeds", "items", "seed_sd", "item_se", "p", "p_items"))
-    compared = _compare(first.answers.get(name, {}), second.answers.get(name, {}))
-    if compared is None:
-        return {**unknown, "reason": "no replicate was trained in both"}
-    if first.trainings[name] == second.trainings[name]:
-        return {**unknown, "reason": "both train the same targets"}
-    return compared
+            four = [cell.answers.get(arm, {}) for cell in (first, second) for arm in (reference, name)]
+            both = [replicate for replicate in four[0] if all(replicate in answers for answers in four)]
+            compared: Row = NOT_TRAINED
+            if all(first.trainings.get(arm) == second.trainings.get(arm) for arm in (reference, name)) and both:
+                compared = SAME_TRAININGS
+            elif both:
+                a, b, c, d = (_array([answers[one] for one in both]) for answers in four)
+                found, test = interaction_over_seeds((a, b), (c, d))
+                compared = {**_difference(found), **_tested(test)}
+            yield {**described, "arm": name, "reference": reference, **compared}
 
 
 def _means(settings: Mapping[str, Any], cells: Sequence[Cell]) -> Iterator[Row]:

@@ -27,7 +27,7 @@ def markdown(results: Row, figures: dict[str, str]) -> str:
         parts += [f"- Not trained: {arm}: {one['reason']}" for arm, one in found["arms"].items() if one["reason"]]
         if cell in figures:
             parts.append(f"![{cell}]({figures[cell]})")
-    parts += [_between_cells(results["across"]), *(_mean(mean) for mean in results["means"])]
+    parts += [_between_cells(results["across"], results["interactions"]), *(_mean(mean) for mean in results["means"])]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -38,6 +38,7 @@ def _introduction(results: Row) -> str:
         "reference": f"with {settings['reference']}",
         "target before": "with the target before",
         "cells": "between cells",
+        "interactions": "of differences between cells",
     }
     adjusted = ", ".join(f"{families[name]} {text}" for name, text in said.items() if families[name])
     return (
@@ -90,23 +91,28 @@ def _recovered(found: Row | None, items: int) -> list[str]:
     return [f"{found['value']:.2f}", interval, f"{items} x {found['seeds']}"]
 
 
-def _between_cells(across: Sequence[Row]) -> str:
-    """Return each arm's difference between an axis' first level and the others."""
+def _between_cells(across: Sequence[Row], interactions: Sequence[Row]) -> str:
+    """Return each arm's difference between an axis' first level and the others, and that of its lead."""
     if not across:
         return ""
     header = ["axis", "elsewhere", "arm", "levels", "difference", "95 % interval", "Holm p", "items x seeds"]
+    named = [(one["arm"], one) for one in across]
+    named += [(f"{one['arm']} less {one['reference']}", one) for one in interactions]
     table = [
         [
             one["axis"],
             ", ".join(f"{axis}={level}" for axis, level in one["levels"].items()),
-            one["arm"],
+            name,
             f"{one['level']} against {one['first']}",
             *(_compared(one) if one["value"] is not None else [f"{NOTHING}: {one['reason']}", "", ""]),
             _sizes(one),
         ]
-        for one in across
+        for name, one in named
     ]
-    said = "The same arm on the same questions, paired by item and replicate."
+    said = (
+        "The same arm on the same questions, paired by item and replicate. An arm less the reference: by how much more "
+        "it leads in the one cell than in the other."
+    )
     return f"## Between cells\n\n{said}\n\n{markdown_table(header, table)}"
 
 
