@@ -294,6 +294,26 @@ def test_false_positives_over_seeds(world: str, seeds: int, items: int) -> None:
     assert sum(value <= 0.05 for value in p) <= AT_MOST
 
 
+@pytest.mark.parametrize("seeds", [1, 3])
+@pytest.mark.parametrize("world", WORLDS)
+def test_false_positives_of_interactions(world: str, seeds: int) -> None:
+    rng, by_seed = np.random.default_rng(seeds), {} if seeds > 1 else {"by_seed": 0.0}  # one seed tells of itself alone
+    pairs = [[answers(rng, seeds, 60, **WORLDS[world] | by_seed) for _ in range(2)] for _ in range(RUNS)]
+    p = [interaction_over_seeds(*pair, resamples=1)[1].p_value for pair in pairs]
+    assert sum(value <= 0.05 for value in p) <= AT_MOST
+
+
+@pytest.mark.parametrize("seeds", [3, 5])
+def test_false_positives_of_the_gain_over_one_untrained_model(seeds: int) -> None:
+    rng, claims = np.random.default_rng(seeds), 0
+    for _ in range(RUNS):
+        ease, of_item, of_seed = rng.normal(0, 1, 60), rng.normal(0, 0.5, 60), rng.normal(0, 0.5, (seeds, 1))
+        before = ease + rng.normal(0, sqrt(1 + 0.5**2 + 0.5**2), (1, 60)) > 0  # as often right as `after`
+        after = ease + of_item + of_seed + rng.normal(0, 1, (seeds, 60)) > 0
+        claims += seed_test(before, after).p_value <= 0.05
+    assert claims <= AT_MOST
+
+
 @pytest.mark.parametrize("items", [50, 200])
 @pytest.mark.parametrize("world", ["independent", "correlated items"])
 def test_false_positives_of_the_verdict_and_of_one_seed(world: str, items: int) -> None:
