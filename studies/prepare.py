@@ -1,6 +1,6 @@
 """Make what the studies start from: original pairs, random seeds, and source adapters.
 
-    python studies/prepare.py DATA_FOLDER MODELS_FOLDER [--output studies/data]
+    python studies/prepare.py DATA_FOLDER MODELS_FOLDER [--output studies/data] [--data-only]
 
 DATA_FOLDER holds snips/train.jsonl and snips/test.jsonl with {"text", "intent", "slots"} a line
 (examples/snips/CITATION.md), and bbh/SUBTASK.json (Suzgun et al. 2022, MIT); MODELS_FOLDER is what `tuneshift models`
@@ -13,21 +13,19 @@ makes. Trains, on two cores in about half an hour:
 
 import argparse
 import json
-import random
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 from tuneshift.distill import Pair, TrainingSettings, distill
-from tuneshift.evaluate.benchmarks import BENCHMARKS
-from tuneshift.evaluate.benchmarks.base import read_benchmark, split_held_out
+from tuneshift.study.start import bbh_pairs, draw_pairs, write_pairs
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "examples/snips"))
-from train_source import call_prompt, call_response, intent_prompt, read, write  # noqa: E402
+from train_source import call_prompt, call_response, intent_prompt, read  # noqa: E402
 
-REPLICATES = 3
+REPLICATES = 5  # as many as any study has
 ORIGINALS = 2000  # pairs of which a study draws; more than any arm trains on
 SUBTASKS = ("boolean_expressions", "object_counting", "sports_understanding", "web_of_lies")
 SOURCES = {
@@ -36,35 +34,49 @@ SOURCES = {
 }
 
 
-def write_pairs(rows: list[dict], folder: Path) -> None:
-    """Write original pairs and, for each replicate, five random seeds, in both forms of the task."""
+def prepare_snips(data: Path, folder: Path) -> None:
+    """Write original pairs and, for each replicate, random seeds, in both forms of the task."""
+    rows = read(data / "snips/train.jsonl")
     forms = {"intents": (intent_prompt, lambda row: f" {row['intent']}"), "calls": (call_prompt, call_response)}
     for name, (prompt, response) in forms.items():
-        pairs = [{"prompt": prompt(row), "response": response(row)} for row in rows]
-        different = list({pair["prompt"]: pair for pair in pairs}.values())
-        write(folder / f"originals_{name}.jsonl", random.Random(0).sample(different, ORIGINALS))
+        different = list({prompt(row): Pair(prompt(row), response(row)) for row in rows}.values())
+        write_pairs(folder / f"originals_{name}.jsonl", draw_pairs(different, 0, ORIGINALS))
         for replicate in range(REPLICATES):
-            write(folder / f"seeds_{name}_{replicate}.jsonl", random.Random(replicate + 1).sample(different, 5))
+            write_pairs(folder / f"seeds_{name}_{replicate}.jsonl", draw_pairs(different, replicate + 1))
 
 
-def prepare_bbh(data: Path, base: Path, folder: Path) -> None:
-    """Write training pairs, seeds for each replicate and a source for each subtask, from the half that is left."""
+def prepare_bbh(data: Path, folder: Path) -> None:
+    """Write each subtask's questions, and pairs and seeds from the half that is not asked."""
     for subtask in SUBTASKS:
-        benchmark, own = BENCHMARKS["bbh"], folder / subtask
-        items, _ = read_benchmark("bbh", benchmark, data=str(data / f"{subtask}.json"), subtask=subtask)
-        _, left = split_held_out(items, fraction=0.5, seed=0)  # as `evaluation.held_out` in bbh.yaml
-        pairs = [{"prompt": item.prompt, "response": f" {item.reference}"} for item in left]
-        own.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(data / f"{subtask}.json", own / "questions.json")
-        write(own / "originals.jsonl", pairs)
+        pairs, own = bbh_pairs(subtask, data), folder / subtask
+        write_pairs(own / "originals.jsonl", pairs)
+        shutil.copyfile(data / "bbh" / f"{subtask}.json", own / "questions.json")
         for replicate in range(REPLICATES):
-            write(own / f"seeds_{replicate}.jsonl", random.Random(replicate + 1).sample(pairs, 5))
-        if (own / "adapter").exists():
+            write_pairs(own / f"seeds_{replicate}.jsonl", draw_pairs(pairs, replicate + 1))
+
+
+def train_snips(data: Path, models: Path, folder: Path) -> None:
+    """Train the sources on Snips that are not there yet, and print their accuracy."""
+    for name, (model, public_name, examples) in SOURCES.items():
+        if (folder / name / "source.json").is_file():
             continue
-        settings = TrainingSettings(str(base), target_modules="all-linear", num_train_epochs=10, learning_rate=1e-3)
-        learnt = [Pair(**pair) for pair in pairs]
-        summary = distill(learnt, settings, output_dir=own / "adapter", checkpoint_dir=own / "checkpoints")
-        print(subtask, summary.losses)
+        (folder / name).mkdir(exist_ok=True)
+        script = ROOT / "examples/snips/train_source.py"
+        command = [sys.executable, str(script), str(data / "snips"), str(models / model)]
+        command += ["--base-name", public_name, "--examples", str(examples), "--output", str(folder / name)]
+        subprocess.run(command, check=True)
+        print(name, json.loads((folder / name / "source.json").read_text(encoding="utf-8"))["accuracy"])
+
+
+def train_bbh(base: Path, folder: Path) -> None:
+    """Train the sources of BIG-Bench Hard that are not there yet, and print their losses."""
+    settings = TrainingSettings(str(base), target_modules="all-linear", num_train_epochs=10, learning_rate=1e-3)
+    for subtask in SUBTASKS:
+        own = folder / subtask
+        if not (own / "adapter").exists():
+            learnt = [Pair(**pair) for pair in read(own / "originals.jsonl")]
+            summary = distill(learnt, settings, output_dir=own / "adapter", checkpoint_dir=own / "checkpoints")
+            print(subtask, summary.losses)
 
 
 def main() -> None:
@@ -72,20 +84,14 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("models", type=Path)
     parser.add_argument("--output", type=Path, default=ROOT / "studies/data")
+    parser.add_argument("--data-only", action="store_true", help="write pairs and seeds, train no source")
     options = parser.parse_args()
-    folder = options.output / "snips"
-    folder.mkdir(parents=True, exist_ok=True)
-    write_pairs(read(options.data / "snips/train.jsonl"), folder)
-    for name, (model, public_name, examples) in SOURCES.items():
-        if (folder / name / "source.json").is_file():
-            continue  # trained already
-        (folder / name).mkdir(exist_ok=True)
-        script = ROOT / "examples/snips/train_source.py"
-        command = [sys.executable, str(script), str(options.data / "snips"), str(options.models / model)]
-        command += ["--base-name", public_name, "--examples", str(examples), "--output", str(folder / name)]
-        subprocess.run(command, check=True)
-        print(name, json.loads((folder / name / "source.json").read_text(encoding="utf-8"))["accuracy"])
-    prepare_bbh(options.data / "bbh", options.models / "SmolLM2-135M-Instruct", options.output / "bbh")
+    snips, bbh = options.output / "snips", options.output / "bbh"
+    prepare_snips(options.data, snips)
+    prepare_bbh(options.data, bbh)
+    if not options.data_only:
+        train_snips(options.data, options.models, snips)
+        train_bbh(options.models / "SmolLM2-135M-Instruct", bbh)
 
 
 if __name__ == "__main__":

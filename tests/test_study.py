@@ -17,6 +17,7 @@ import pyarrow.parquet as parquet
 import pytest
 import test_kill
 from conftest import CORPUS, Tiny, write_jsonl, write_project
+from mock_api import KEY, MockApi
 from test_transfer import run_cli
 
 from tuneshift.configfile import lay_over
@@ -237,7 +238,7 @@ def test_the_summary_compares_every_arm_with_the_reference(finished: Path) -> No
     assert (arms["random"]["seeds"], arms["random"]["items"], arms["source"]["seeds"]) == (2, 11, 1)
     compared = [arm["difference"] for cell in results["cells"].values() for arm in cell["arms"].values()]
     adjusted = [one for one in compared if one is not None]
-    assert len(adjusted) == 10
+    assert len(adjusted) == results["families"]["reference"] == 10
     assert all(one["p"] <= one["p_holm"] <= 1 for one in adjusted)
     lowest = min(adjusted, key=lambda one: float(one["p"]))
     assert lowest["p_holm"] == pytest.approx(min(1, 10 * lowest["p"]))
@@ -269,6 +270,25 @@ def test_the_table_holds_no_times(finished: Path) -> None:
     timings = rows(finished / "done", "timings")
     assert all(one["synthesis_seconds"] > 0 for one in timings)
     assert {one["arm"] for one in timings if one["training_seconds"] is None} == {"strict"}
+
+
+def test_the_summary_compares_with_the_target_before_and_between_cells(finished: Path) -> None:
+    results = read_json(finished / "done/results.json")
+    before = row(finished / "done", "logged", "0", "target before")["accuracy"]
+    bound = [row(finished / "done", "logged", replicate, "bound")["accuracy"] for replicate in ("0", "1")]
+    gain = results["cells"]["generator=logged"]["arms"]["bound"]["gain"]
+    assert gain["value"] == pytest.approx(np.mean(bound) - before)
+    compared = {one["arm"]: one for one in results["across"]}
+    assert {(one["axis"], one["first"], one["level"]) for one in compared.values()} == {("generator", "base", "logged")}
+    assert list(compared) == list(STUDY["arms"])
+    first = [
+        [row(finished / "done", cell, one, "first")["accuracy"] for one in ("0", "1")] for cell in ("base", "logged")
+    ]
+    assert compared["first"]["value"] == pytest.approx(np.mean(first[1]) - np.mean(first[0]))
+    assert compared["floor"]["reason"] == "both train the same targets"
+    assert compared["strict"]["reason"] == "no replicate was trained in both"
+    assert results["means"] == []  # both cells ask the same
+    assert len({one["questions"] for one in results["rows"]}) == 1
 
 
 # A study that goes on
@@ -339,6 +359,54 @@ def test_an_arm_that_needs_a_measure_has_it_taken_on_the_candidates_that_are_the
             }
 
 
+def test_a_measure_of_the_target_is_taken_with_no_other_model_open(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = copied(finished, tmp_path)
+    arms = {(kept := STUDY["reference"]): STUDY["arms"][kept], "gap": {"criterion": "target_gap", "best": True}}
+    path = finished / "gap.yaml"
+    path.write_text(json.dumps(STUDY | {"arms": arms}))
+    monkeypatch.setattr(study_run, "_opened", refuse)
+    opened, original = [], study_run.open_plain
+    monkeypatch.setattr(study_run, "open_plain", lambda *given: opened.append(given[1]) or original(*given))
+    assert run_cli("study", str(path), "--run-dir", str(root)) == 0
+    assert len(opened) == 1  # for all units
+    assert {one["reason"] for one in rows(root) if one["arm"] == "gap"} == {None}
+    for unit in UNITS:
+        assert {tuple(c.measures) for c in candidates(root, *unit) if c.measures} == {("logprob_t_byte",)}
+
+
+def test_a_budget_holds_for_all_cells_and_replicates_together(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TEST_KEY", KEY)
+    with MockApi() as api:
+        section = {"base_url": api.url, "model": "mock", "api_key": "${TEST_KEY}"}
+        axes = {"rate": {"low": {"distill": {"learning_rate": 0.1}}, "high": {}}}
+        path = write_study(tmp_path, tiny, axes=axes, arms={"first": {"criterion": "none"}}, candidates=10, size=2)
+        config = json.loads((tmp_path / "config.yaml").read_text())
+
+        def run(max_tokens: int | None) -> int:
+            generator = {"kind": "chat", "model": "target", "api": {**section, "max_tokens": max_tokens}}
+            (tmp_path / "config.yaml").write_text(json.dumps(config | {"generator": generator}))
+            return run_cli("study", str(path), "--run-dir", str(tmp_path / "study"))
+
+        assert run(700) == 2
+        assert "generator.api.max_tokens = 700 is reached" in capsys.readouterr().err
+        ledgers = sorted((tmp_path / "study").glob("synthesis/*/*/ledger.sqlite"))
+        assert len(ledgers) == 3  # a unit takes about 110 tokens, and a request up to 500
+        spent = api.sent.total()
+        assert 0 < spent <= 700
+        for path_of_one in ledgers:  # none of them came near by itself
+            with Ledger(path_of_one) as ledger:
+                usage = ledger.usage()
+            assert usage.prompt_tokens + usage.completion_tokens < spent
+        assert run(700) == 2  # what the others took is remembered
+        assert api.sent.total() == spent
+        assert run(None) == 0
+        assert api.sent.total() > spent
+
+
 def test_candidates_of_other_settings_are_not_mixed(
     finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -382,7 +450,19 @@ def test_a_dry_run_counts_and_writes_nothing(
     done = ["--run-dir", str(finished / "done"), "--dry-run", "--json"]
     assert run_cli("study", str(finished / "study.yaml"), *done) == 0
     told = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert (told["syntheses_done"], told["trainings_done"]) == (4, 10)
+    assert [told[key] for key in ("syntheses_done", "trainings_done", "trainings_at_most")] == [4, 10, 10]
+
+
+def test_a_dry_run_counts_no_training_that_no_arm_asks_for_any_more(
+    finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = finished / "smaller.yaml"
+    path.write_text(json.dumps(STUDY | {"size": 3}))
+    assert run_cli("study", str(path), "--run-dir", str(finished / "done"), "--dry-run", "--json") == 0
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    # Of each replicate: a choice in both cells, and both cells' originals and seeds, which are alike; the seeds alone
+    # are trained on. F has answered other numbers of prompts, so what the four units' `bound` trains is not known.
+    assert (told["trainings_done"], told["trainings_at_most"]) == (2, 2 * (2 + 1 + 1) + 4)
 
 
 def test_a_run_directory_is_not_taken_for_a_study(

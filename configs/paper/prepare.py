@@ -9,18 +9,17 @@ mmlu/auxiliary_train.jsonl. Writes to data/ beside this file. Settings of the tr
 
 import argparse
 import json
-import random
 from collections.abc import Iterator
 from pathlib import Path
 
 from tuneshift.distill import Pair, TrainingSettings, distill
 from tuneshift.evaluate.benchmarks import BENCHMARKS
-from tuneshift.evaluate.benchmarks.base import read_benchmark, split_held_out
 from tuneshift.models import resolve_model
+from tuneshift.run.directory import jsonl, write_atomically
+from tuneshift.study.start import bbh_pairs, draw_pairs, write_pairs
 
 HERE = Path(__file__).parent
 EXAMPLES = 250  # training examples of a source: the first ones of the split (Trans-LoRA, the paper's baseline)
-SEEDS = 5  # the paper, section 3.4
 HUB = {
     "gsm8k": ("openai/gsm8k", "main", "train"),
     "mbpp": ("google-research-datasets/mbpp", "full", "train+test+validation+prompt"),
@@ -40,36 +39,28 @@ def rows_of(task: str, data: Path | None) -> list[dict]:
     return [dict(row) for row in load_dataset(path, name, split=split)]
 
 
-def pair_of(task: str, row: dict) -> dict:
+def pair_of(task: str, row: dict) -> Pair:
     """Return a training example as prompt and response: GSM8K as it is asked, MMLU without the subject's line above."""
     if task == "gsm8k":
-        return {"prompt": f"Question: {row['question']}\nAnswer:", "response": f" {row['answer']}"}
+        return Pair(f"Question: {row['question']}\nAnswer:", f" {row['answer']}")
     if task == "mbpp":  # the bare sentence, as in the paper's Figure 8
-        return {"prompt": row["text"], "response": "\n" + row["code"].replace("\r\n", "\n").strip()}
+        return Pair(row["text"], "\n" + row["code"].replace("\r\n", "\n").strip())
     row = row.get("train", row)  # the Hub nests the auxiliary split
     options = "\n".join(f"{letter}. {choice}" for letter, choice in zip("ABCD", row["choices"], strict=True))
-    return {"prompt": f"{row['question'].strip()}\n{options}\nAnswer:", "response": f" {'ABCD'[row['answer']]}"}
+    return Pair(f"{row['question'].strip()}\n{options}\nAnswer:", f" {'ABCD'[row['answer']]}")
 
 
-def parts_of(task: str, data: Path | None) -> Iterator[tuple[str, list[dict]]]:
+def parts_of(task: str, data: Path | None) -> Iterator[tuple[str, list[Pair]]]:
     """Yield (folder under data/, training pairs): one for a task, one for each subtask of BBH."""
     if task != "bbh":
         rows = rows_of(task, data)
         if task == "mbpp":
-            write(HERE / "data/mbpp/mbpp.jsonl", rows)  # the evaluation reads it too
+            write_atomically(HERE / "data/mbpp/mbpp.jsonl", jsonl(rows))  # the evaluation reads it too
             rows = [row for row in rows if row["task_id"] in MBPP_TRAIN]
         yield task, [pair_of(task, row) for row in rows[:EXAMPLES]]
         return
     for subtask in BENCHMARKS["bbh"].subtasks:
-        source = None if data is None else str(data / "bbh" / f"{subtask}.json")
-        items, _ = read_benchmark("bbh", BENCHMARKS["bbh"], data=source, subtask=subtask)
-        _, left = split_held_out(items, fraction=0.5, seed=0)  # as `evaluation.held_out` in the configurations
-        yield f"bbh/{subtask}", [{"prompt": item.prompt, "response": f" {item.reference}"} for item in left]
-
-
-def write(path: Path, rows: list[dict]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+        yield f"bbh/{subtask}", bbh_pairs(subtask, data)
 
 
 def main() -> None:
@@ -81,13 +72,13 @@ def main() -> None:
     options = parser.parse_args()
     for name, pairs in parts_of(options.task, options.data):
         folder = HERE / "data" / name
-        write(folder / "train.jsonl", pairs)
-        write(folder / "seeds.jsonl", random.Random(0).sample(pairs, SEEDS))
+        write_pairs(folder / "train.jsonl", pairs)
+        write_pairs(folder / "seeds.jsonl", draw_pairs(pairs, 0))
         adapter = folder / options.base.rstrip("/").rpartition("/")[2]
         if options.data_only or adapter.exists():
             continue
         distill(
-            [Pair(**pair) for pair in pairs],
+            pairs,
             TrainingSettings(target=resolve_model(options.base)),  # the defaults are the paper's
             output_dir=adapter,
             checkpoint_dir=folder / "checkpoints",

@@ -183,7 +183,8 @@ def study(
     """Run a grid of comparisons over shared candidates, or continue one that was stopped."""
     from tuneshift.run.directory import RunDirectory
     from tuneshift.study.grid import load_study
-    from tuneshift.study.products import Products, whats_to_do
+    from tuneshift.study.plan import whats_to_do
+    from tuneshift.study.products import Products
 
     loaded, folder = load_study(path), run_dir or Path("studies") / path.stem
     if dry_run:

@@ -177,6 +177,8 @@ PASSES: dict[str, Callable[[Instruments, Sequence[Candidate], Criterion], Measur
     "exec": _runs,
 }
 """What measures, for the criteria that read measures; every candidate gets all that `Criterion.needs` names."""
+BY_TARGET = ("target_gap",)
+"""Those that T measures, and no other model."""
 
 
 def _responses(candidates: Sequence[Candidate]) -> list[tuple[Candidate, Response]]:

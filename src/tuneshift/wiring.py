@@ -24,7 +24,7 @@ from tuneshift.engines.opening import open_engine
 from tuneshift.engines.options import Endpoint, EngineOptions
 from tuneshift.engines.source import Source, open_source
 from tuneshift.evaluate.evidence import Examination, Questions, Regression
-from tuneshift.measuring import Instruments
+from tuneshift.measuring import BY_TARGET, Instruments
 from tuneshift.models import LoadOptions, resolve_model
 from tuneshift.preflight import Inputs, ModelChecks, check_models, check_rooms, objection
 from tuneshift.progress import Progress
@@ -295,7 +295,7 @@ def _endpoint(section: EndpointSection | None, setting: str) -> Endpoint | None:
 
 def _synthesis_engines(config: Config) -> int:
     """Return how many engines are open during synthesis: F and B, a substitute base, a generator of its own, T."""
-    plain = {_own_generator(config), config.target.model if config.criterion.name == "target_gap" else None} - {None}
+    plain = {_own_generator(config), config.target.model if config.criterion.name in BY_TARGET else None} - {None}
     return 1 + (config.source.substitute_base is not None) + len(plain)
 
 

@@ -18,7 +18,7 @@ from tuneshift.engines.api import Answer, ApiSettings, ChatServer, Reply, read_r
 from tuneshift.engines.base import Decoding
 from tuneshift.errors import GeneratorError
 from tuneshift.run.ledger import Ledger
-from tuneshift.run.records import Usage
+from tuneshift.run.records import NO_USAGE, Usage
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 8.0  # seconds of backoff: those of the `openai` package
 LONGEST_TOLD = 900.0  # seconds; a server that asks for more has closed for the day. A guess
@@ -35,10 +35,14 @@ class Question:
 
 
 class HostedModel:
-    """A model behind an API, asked under its rate limits, its `Retry-After` and the user's budget."""
+    """A model behind an API, asked under its rate limits, its `Retry-After` and the user's budget.
+
+    The budget holds for a run's ledger together with `elsewhere`, what other runs of the same study took.
+    """
 
     def __init__(self, settings: ApiSettings, *, note: Callable[[str], None] = lambda text: None) -> None:
         self.settings = settings
+        self.elsewhere = NO_USAGE
         self._note = note
         self._open_at = -math.inf  # the instant of time.monotonic from which the next request may leave
 
@@ -70,7 +74,7 @@ class HostedModel:
                     chosen = max((w for w in waiting if w[0] <= now), key=lambda w: (w[2], -w[1]))
                     _, index, attempt = chosen
                     room = bound(questions[index].prompt), decoding.max_new_tokens
-                    exceeded = over_budget(self.settings, ledger.usage(), *room)
+                    exceeded = over_budget(self.settings, ledger.usage() + self.elsewhere, *room)
                     if exceeded is None:
                         waiting.remove(chosen)
                         number = ledger.begin_request(questions[index].id, *room)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from tuneshift.scoring import perplexity
@@ -85,6 +85,12 @@ class Usage:
     completion_tokens: int
     prompt_reserved: int
     completion_reserved: int
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(**{field.name: getattr(self, field.name) + getattr(other, field.name) for field in fields(self)})
+
+
+NO_USAGE = Usage(0, 0, 0, 0, 0, 0)
 
 
 @dataclass(frozen=True)

@@ -61,9 +61,10 @@ class ApiSection(Section):
     max_tokens: int | None = Field(
         None,
         ge=1,
-        description="Budget of the run in tokens, prompts included; checked before each request. null: none.",
+        description="Budget of the run in tokens, prompts included; checked before each request. In a study it holds "
+        "for all cells and replicates that ask this model together. null: none.",
     )
-    max_cost: float | None = Field(None, gt=0, description="Budget in the currency of the prices. null: none.")
+    max_cost: float | None = Field(None, gt=0, description="The same in the currency of the prices. null: none.")
     price_per_million_input_tokens: float | None = Field(None, ge=0, description="Price of 1,000,000 prompt tokens.")
     price_per_million_output_tokens: float | None = Field(None, ge=0, description="Price of 1,000,000 written tokens.")
 

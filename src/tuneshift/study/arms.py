@@ -6,14 +6,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from tuneshift.criteria import Criterion, decide_all, may_keep, score_of
-from tuneshift.distill import Pair
+from tuneshift.criteria import Criterion, decide_all, may_keep, score_of, unmeasured
+from tuneshift.distill import Pair, inspect_target
 from tuneshift.encoding import Reader
 from tuneshift.engines.base import Decoding, derive_seed
 from tuneshift.engines.source import Source
+from tuneshift.measuring import BY_TARGET
 from tuneshift.preflight import objection
+from tuneshift.progress import SILENT, Progress
+from tuneshift.run.directory import read_jsonl
+from tuneshift.run.ledger import Ledger
 from tuneshift.run.records import Candidate
-from tuneshift.study.grid import Unit
+from tuneshift.study.grid import Arm, Unit
+from tuneshift.study.products import Products
+from tuneshift.wiring import criterion_on, training_settings
 
 Drawn = TypeVar("Drawn")
 USABLE = Criterion(name="none")
@@ -110,3 +116,65 @@ def answered_pairs(
             if may_keep(y_f := answers[prompt].y_f, USABLE) and target.can_learn(prompt, y_f.text)
         ]
     return pairs
+
+
+def decide_arms(units: Sequence[Unit], products: Products, progress: Progress = SILENT) -> list[Trial]:
+    """Return the trials of all units, in the order of the study file."""
+    targets: dict[str, Reader] = {}
+    trials = []
+    for unit in units:
+        target = unit.loaded.config.target.model
+        if target not in targets:
+            targets[target] = inspect_target(training_settings(unit.loaded))
+        with Ledger(products.synthesis(unit).ledger) as ledger:
+            candidates = ledger.candidates()[: unit.candidates]
+        usable = learnable(candidates, targets[target])
+        for arm in unit.arms:
+            criterion = None if arm.criterion is None else criterion_on(arm.criterion, candidates)
+            if criterion is not None and arm.size is not None:
+                chosen = choose(usable, criterion, arm.size, best=arm.best)
+                kept = chosen if isinstance(chosen, str) else [Pair(c.prompt, c.y_f.text) for c in chosen if c.y_f]
+            else:
+                kept = _elsewhere(unit, arm, products, targets[target], progress)
+            pairs, reason = ([], kept) if isinstance(kept, str) else (kept, None)
+            trials.append(
+                Trial(
+                    unit,
+                    arm.name,
+                    None if criterion is None else rule_label(criterion, best=arm.best),
+                    None if criterion is None else len(candidates),
+                    pairs,
+                    None if reason is not None else products.training(unit, pairs),
+                    reason,
+                )
+            )
+    return trials
+
+
+def _elsewhere(unit: Unit, arm: Arm, products: Products, target: Reader, progress: Progress) -> list[Pair] | str:
+    """Return the pairs of an arm that does not choose among candidates, or why there are not as many as it wants."""
+    if arm.pairs is not None:
+        fitting = readable(arm.pairs, target)
+        drawn = given_pairs(fitting, arm.size or len(arm.pairs), unit.loaded.config.run.seed)
+        if len(fitting) == len(arm.pairs):
+            return drawn
+        lost = f"{len(arm.pairs) - len(fitting)} of {len(arm.pairs)} are too long for the target"
+        if isinstance(drawn, str):
+            return f"{drawn}; {lost}"
+        progress.note(f"{unit.label}, arm {arm.name}: of its pairs, {lost} and left out")
+        return drawn
+    pairs = [Pair(**row) for row in read_jsonl(products.answered(unit, arm))]
+    enough = arm.size is not None and len(pairs) == arm.size
+    return pairs if enough else f"F answered {len(pairs)} of {arm.size} wanted prompts usably"
+
+
+def unmeasured_criteria(unit: Unit, products: Products, *, by_target: bool) -> list[Criterion]:
+    """Return the criteria of a unit's arms whose measures its candidates lack: those that T takes, or F and B."""
+    with Ledger(products.synthesis(unit).ledger) as ledger:
+        candidates = ledger.candidates()
+    criteria = [criterion_on(arm.criterion, candidates) for arm in unit.arms if arm.criterion is not None]
+    return [
+        criterion
+        for criterion in criteria
+        if (criterion.name in BY_TARGET) == by_target and unmeasured(candidates, criterion, gated=False)
+    ]

@@ -23,8 +23,10 @@ from typing import Any
 from tuneshift.config import result_settings
 from tuneshift.distill import Pair
 from tuneshift.run.directory import RunDirectory
+from tuneshift.run.ledger import Ledger
+from tuneshift.run.records import NO_USAGE, Usage
 from tuneshift.run.resume import check_resumable, synthesis_finished
-from tuneshift.study.grid import Arm, Study, Unit
+from tuneshift.study.grid import Arm, Unit
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,19 @@ class Products:
             return False
         with run:
             return check_resumable(unit.loaded, run, unit.inputs.digests) and synthesis_finished(run)
+
+    def spent_elsewhere(self, unit: Unit, units: Sequence[Unit]) -> Usage:
+        """Return what the other units took of the hosted model that writes a unit's prompts, whatever its limits."""
+        api = unit.loaded.config.generator.api
+        usage = NO_USAGE
+        for other in units:
+            asked, path = other.loaded.config.generator.api, self.synthesis(other).ledger
+            if api is None or asked is None or path == self.synthesis(unit).ledger or not path.exists():
+                continue
+            if (asked.base_url, asked.model) == (api.base_url, api.model):
+                with Ledger(path) as ledger:
+                    usage += ledger.usage()
+        return usage
 
     def answered(self, unit: Unit, arm: Arm) -> Path:
         """Return the file of an arm's prompts with F's answers."""
@@ -76,30 +91,6 @@ class Products:
         asked = unit.questions.fingerprint()
         name = _fingerprint(model=model, weights=weights, engine=settings["engine"], run=run, questions=asked)
         return self.root / "outcomes" / f"{name}.jsonl"
-
-
-def whats_to_do(study: Study, products: Products) -> dict[str, Any]:
-    """Return what a study consists of and how much of it is there; what arms choose is not known beforehand.
-
-    Raises:
-        ResumeRefused: the directory holds candidates of another configuration.
-    """
-    units, trainings = study.units, products.root / "trainings"
-    done = sum(products.synthesized(unit) for unit in units)
-    return {
-        "study": study.name,
-        "directory": str(products.root),
-        "cells": list(study.cells()),
-        "replicates": list(study.section.replicates),
-        "arms": list(study.section.arms),
-        "candidates": len(units) * study.section.candidates,
-        "syntheses": len(units),
-        "syntheses_done": done,
-        "trainings_at_most": sum(len(unit.arms) for unit in units),
-        "trainings_done": sum(1 for _ in trainings.glob("*/training.json")),
-        "pairs_per_training": study.section.size,
-        "questions": {cell: len(members[0].inputs.items) for cell, members in study.cells().items()},
-    }
 
 
 def _source(unit: Unit) -> dict[str, Any]:

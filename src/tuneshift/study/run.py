@@ -10,33 +10,34 @@ import itertools
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
-from tuneshift.criteria import Criterion, unmeasured
-from tuneshift.distill import Pair, inspect_target
-from tuneshift.encoding import Reader
+from tuneshift.config import Config
+from tuneshift.distill import inspect_target
 from tuneshift.engines.base import Engine
 from tuneshift.engines.source import Source
 from tuneshift.errors import RunDirectoryError
 from tuneshift.measuring import measure_stored
 from tuneshift.pipeline import distill_run, synthesize
 from tuneshift.progress import SILENT, Progress
-from tuneshift.run.directory import CONFIG_HEADER, RunDirectory, jsonl, read_jsonl, write_atomically
+from tuneshift.prompts.hosted import HostedGenerator
+from tuneshift.run.directory import CONFIG_HEADER, RunDirectory, jsonl, write_atomically
 from tuneshift.run.ledger import Ledger
+from tuneshift.run.records import Usage
 from tuneshift.run.resume import open_ledger
-from tuneshift.study.arms import Trial, answered_pairs, choose, given_pairs, learnable, readable, rule_label
+from tuneshift.study.arms import Trial, answered_pairs, decide_arms, unmeasured_criteria
 from tuneshift.study.grid import Arm, Study, Unit
 from tuneshift.study.products import Products
 from tuneshift.study.results import write_results
 from tuneshift.wiring import (
     SynthesisModels,
     answer_decoding,
-    criterion_on,
     instruments,
     open_plain,
     open_run_source,
@@ -44,6 +45,8 @@ from tuneshift.wiring import (
     synthesis_models,
     training_settings,
 )
+
+Model = TypeVar("Model")
 
 
 class Countdown:
@@ -73,12 +76,13 @@ def run_study(study: Study, directory: RunDirectory, *, progress: Progress = SIL
     products = Products(directory.path)
     # 1) What needs the source: each unit's candidates, F's and B's answers, F's answers to given prompts.
     use_source(study.units, products, progress)
-    # 2) What each arm trains on: decided over the stored candidates, anew each time.
+    # 2) What needs the untrained target, with no other model open.
+    use_target(study.units, products, progress)
+    # 3) What each arm trains on: decided over the stored candidates, anew each time.
     trials = decide_arms(study.units, products, progress)
-    # 3) The target before, and after each training; equal datasets are trained on once.
-    answer_before(study.units, products, progress)
+    # 4) Trainings, and the target after each; equal datasets are trained on once.
     train_arms(trials, products, progress)
-    # 4) One row for each cell, replicate and arm, and what they say together.
+    # 5) One row for each cell, replicate and arm, and what they say together.
     return write_results(study, products, trials, progress)
 
 
@@ -108,7 +112,7 @@ def use_source(units: Sequence[Unit], products: Products, progress: Progress) ->
         for unit in units
         if unit.label in unfinished
         or not all(path.exists() for path in _from_f(unit, products))
-        or _to_measure(unit, products)
+        or unmeasured_criteria(unit, products, by_target=False)
     ]
     countdown = Countdown("Candidates and answers of the source", len(waiting), progress)
     for _, group in itertools.groupby(waiting, key=_models_of):
@@ -118,13 +122,14 @@ def use_source(units: Sequence[Unit], products: Products, progress: Progress) ->
             for unit in members:
                 countdown.begin(unit.label)
                 if models is not None and unit.label in unfinished:
-                    _write_candidates(unit, products, models, progress)
+                    elsewhere = products.spent_elsewhere(unit, units)
+                    _write_candidates(unit, products, models, elsewhere, progress)
                 for side, model in ((True, "F"), (False, "B")):
                     answer_questions(source.engine, unit, products.outcomes(unit, model), fine_tuned=side)
                 for arm in unit.arms:
                     if arm.prompts is not None:
                         _answer_prompts(unit, arm, products.answered(unit, arm), source)
-                _measure(unit, products, source)
+                _measure(unit, products, source=source)
 
 
 def _from_f(unit: Unit, products: Products) -> list[Path]:
@@ -133,33 +138,29 @@ def _from_f(unit: Unit, products: Products) -> list[Path]:
     return [products.outcomes(unit, "F"), products.outcomes(unit, "B"), *answered]
 
 
-def _to_measure(unit: Unit, products: Products) -> list[Criterion]:
-    """Return the criteria of a unit's arms that need measures which its candidates have not got yet."""
-    with Ledger(products.synthesis(unit).ledger) as ledger:
-        candidates = ledger.candidates()
-    criteria = [criterion_on(arm.criterion, candidates) for arm in unit.arms if arm.criterion is not None]
-    return [criterion for criterion in criteria if unmeasured(candidates, criterion, gated=False)]
-
-
-def _measure(unit: Unit, products: Products, source: Source) -> None:
-    """Measure on a unit's candidates what its arms' criteria need."""
-    with ExitStack() as opened, products.synthesis(unit) as run, Ledger(run.ledger) as ledger:
-        target = unit.loaded.config.target.model
-        tools = instruments(
-            unit.loaded,
-            unit.inputs.seeds,
-            source=lambda: source,
-            target=lambda: opened.enter_context(closing(open_plain(unit.loaded, target))),
-        )
-        for criterion in _to_measure(unit, products):
+def _measure(unit: Unit, products: Products, *, source: Source | None = None, target: Engine | None = None) -> None:
+    """Measure on a unit's candidates what its arms' criteria need of the model that is open."""
+    tools = instruments(
+        unit.loaded, unit.inputs.seeds, source=partial(_opened_one, source), target=partial(_opened_one, target)
+    )
+    for criterion in unmeasured_criteria(unit, products, by_target=target is not None):
+        with products.synthesis(unit) as run, Ledger(run.ledger) as ledger:
             measure_stored(ledger, criterion, tools)
+
+
+def _opened_one(model: Model | None) -> Model:
+    assert model is not None, "a criterion is measured with F and B, or with T, never with both"
+    return model
 
 
 def _models_of(unit: Unit) -> str:
     """Return what two units have in common when the models that are open for one serve the other."""
+    return f"{_seedless(unit).model_dump_json()} {sorted(unit.inputs.digests.items())}"
+
+
+def _seedless(unit: Unit) -> Config:
     config = unit.loaded.config
-    seedless = config.model_copy(update={"run": config.run.model_copy(update={"seed": 0})})
-    return f"{seedless.model_dump_json()} {sorted(unit.inputs.digests.items())}"
+    return config.model_copy(update={"run": config.run.model_copy(update={"seed": 0})})
 
 
 @contextmanager
@@ -169,14 +170,15 @@ def _opened(unit: Unit, writes: bool, progress: Progress) -> Iterator[tuple[Sour
         with synthesis_models(unit.loaded, unit.inputs, progress) as models:
             yield models.source, models
         return
-    source = open_run_source(unit.loaded, unit.inputs.seeds, substitute=True)
-    try:
+    with closing(open_run_source(unit.loaded, unit.inputs.seeds, substitute=True)) as source:
         yield source, None
-    finally:
-        source.close()
 
 
-def _write_candidates(unit: Unit, products: Products, models: SynthesisModels, progress: Progress) -> None:
+def _write_candidates(
+    unit: Unit, products: Products, models: SynthesisModels, elsewhere: Usage, progress: Progress
+) -> None:
+    if isinstance(models.generator, HostedGenerator):
+        models.generator.model.elsewhere = elsewhere
     seed = unit.loaded.config.run.seed  # the models may have been opened for another unit
     own = replace(
         models,
@@ -201,73 +203,29 @@ def _answer_prompts(unit: Unit, arm: Arm, path: Path, source: Source) -> None:
     write_atomically(path, jsonl([asdict(pair) for pair in pairs]))
 
 
-# --- 2) what each arm trains on ---
+# --- 2) and 4) the target before and after ---
 
 
-def decide_arms(units: Sequence[Unit], products: Products, progress: Progress) -> list[Trial]:
-    """Return the trials of all units, in the order of the study file."""
-    targets: dict[str, Reader] = {}
-    trials = []
-    for unit in units:
-        target = unit.loaded.config.target.model
-        if target not in targets:
-            targets[target] = inspect_target(training_settings(unit.loaded))
-        with Ledger(products.synthesis(unit).ledger) as ledger:
-            candidates = ledger.candidates()[: unit.candidates]
-        usable = learnable(candidates, targets[target])
-        for arm in unit.arms:
-            criterion = None if arm.criterion is None else criterion_on(arm.criterion, candidates)
-            if criterion is not None and arm.size is not None:
-                chosen = choose(usable, criterion, arm.size, best=arm.best)
-                kept = chosen if isinstance(chosen, str) else [Pair(c.prompt, c.y_f.text) for c in chosen if c.y_f]
-            else:
-                kept = _elsewhere(unit, arm, products, targets[target], progress)
-            pairs, reason = ([], kept) if isinstance(kept, str) else (kept, None)
-            trials.append(
-                Trial(
-                    unit,
-                    arm.name,
-                    None if criterion is None else rule_label(criterion, best=arm.best),
-                    None if criterion is None else len(candidates),
-                    pairs,
-                    None if reason is not None else products.training(unit, pairs),
-                    reason,
-                )
-            )
-    return trials
-
-
-def _elsewhere(unit: Unit, arm: Arm, products: Products, target: Reader, progress: Progress) -> list[Pair] | str:
-    """Return the pairs of an arm that does not choose among candidates, or why there are not as many as it wants."""
-    if arm.pairs is not None:
-        fitting = readable(arm.pairs, target)
-        drawn = given_pairs(fitting, arm.size or len(arm.pairs), unit.loaded.config.run.seed)
-        if len(fitting) == len(arm.pairs):
-            return drawn
-        lost = f"{len(arm.pairs) - len(fitting)} of {len(arm.pairs)} are too long for the target"
-        if isinstance(drawn, str):
-            return f"{drawn}; {lost}"
-        progress.note(f"{unit.label}, arm {arm.name}: of its pairs, {lost} and left out")
-        return drawn
-    pairs = [Pair(**row) for row in read_jsonl(products.answered(unit, arm))]
-    enough = arm.size is not None and len(pairs) == arm.size
-    return pairs if enough else f"F answered {len(pairs)} of {arm.size} wanted prompts usably"
-
-
-# --- 3) the target before and after ---
-
-
-def answer_before(units: Sequence[Unit], products: Products, progress: Progress) -> None:
-    """Let the untrained target answer the questions that it has not answered yet."""
-    waiting = {path: unit for unit in units if not (path := products.outcomes(unit, "T")).exists()}
+def use_target(units: Sequence[Unit], products: Products, progress: Progress) -> None:
+    """Make what the untrained target makes: its answers, and the measures of criteria that read it."""
+    waiting = [
+        unit
+        for unit in units
+        if not products.outcomes(unit, "T").exists() or unmeasured_criteria(unit, products, by_target=True)
+    ]
     countdown = Countdown("Answers of the target before", len(waiting), progress)
-    for path, unit in waiting.items():
-        countdown.begin(unit.cell)
-        engine = open_plain(unit.loaded, unit.loaded.config.target.model)
-        try:
-            answer_questions(engine, unit, path, fine_tuned=False)
-        finally:
-            engine.close()
+    for _, group in itertools.groupby(waiting, key=_target_of):
+        members = list(group)
+        with closing(open_plain(members[0].loaded, members[0].loaded.config.target.model)) as engine:
+            for unit in members:
+                countdown.begin(unit.label)
+                answer_questions(engine, unit, products.outcomes(unit, "T"), fine_tuned=False)
+                _measure(unit, products, target=engine)
+
+
+def _target_of(unit: Unit) -> str:
+    """Return what two units have in common when they open the same target in the same way."""
+    return _seedless(unit).model_dump_json(include={"target", "engine", "run"})
 
 
 def train_arms(trials: Sequence[Trial], products: Products, progress: Progress) -> None:
@@ -286,12 +244,9 @@ def train_arms(trials: Sequence[Trial], products: Products, progress: Progress) 
                 write_atomically(directory.dataset, jsonl([asdict(pair) for pair in first.pairs]))
                 distill_run(first.unit.loaded, directory, progress)
             shutil.rmtree(directory.checkpoints, ignore_errors=True)
-            engine = open_trained(first.unit.loaded, directory.adapter)
-            try:
+            with closing(open_trained(first.unit.loaded, directory.adapter)) as engine:
                 for trial in members:
                     answer_questions(engine, trial.unit, products.outcomes(trial.unit, "T", training), fine_tuned=True)
-            finally:
-                engine.close()
 
 
 def answer_questions(engine: Engine, unit: Unit, path: Path, *, fine_tuned: bool) -> None:
