@@ -19,8 +19,8 @@ from tuneshift import cli
 from tuneshift.run.ledger import Ledger
 
 RUN_FILES = {
-    ".lock", "config.yaml", "ledger.sqlite", "dataset/kept.jsonl", "training.json", "verdict.json", "report.md",
-    "manifest.json", "evaluation/before.jsonl", "evaluation/after.jsonl", "evaluation/source.jsonl",
+    ".lock", "config.yaml", "ledger.sqlite", "dataset/kept.jsonl", "dataset/README.md", "training.json", "verdict.json",
+    "report.md", "manifest.json", "evaluation/before.jsonl", "evaluation/after.jsonl", "evaluation/source.jsonl",
     "evaluation/base.jsonl", "evaluation/asked.json",
     "adapter/README.md", "adapter/adapter_config.json", "adapter/adapter_model.safetensors",
     "adapter/tokenizer.json", "adapter/tokenizer_config.json",
@@ -181,12 +181,6 @@ def test_each_threshold_gives_a_dataset_of_its_own(finished: Path, capsys: pytes
     }
     assert run_cli("reselect", str(finished), "--set", "synthesis.target_size=3") == 2
     assert "synthesis.target_size=3" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("name", ["prompt-completion", "messages", "alpaca"])
-def test_export_writes_every_kept_pair(finished: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run_cli("export", str(finished), "--format", name) == 0
-    assert len(capsys.readouterr().out.splitlines()) == 12
 
 
 def test_evaluate_again_on_other_data(finished: Path, tiny: Tiny, tmp_path: Path) -> None:

@@ -14,7 +14,6 @@ import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -43,14 +42,6 @@ Overrides = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Override a setting; may be given several times."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document as the last line of stdout.")]
-
-
-class Format(StrEnum):
-    """Formats of `tuneshift export`."""
-
-    prompt_completion = "prompt-completion"
-    messages = "messages"
-    alpaca = "alpaca"
 
 
 @app.command()
@@ -226,20 +217,45 @@ def show(
 @app.command()
 def export(
     run: RunPath,
-    format_name: Annotated[Format, typer.Option("--format", help="Form of the rows.")] = Format.prompt_completion,
-    output: Annotated[Path | None, typer.Option(help="File to write; stdout if not given.")] = None,
+    format_name: Annotated[
+        str, typer.Option("--format", help="prompt-completion, messages, alpaca, sharegpt, axolotl, dpo or parquet.")
+    ] = "prompt-completion",
+    output: Annotated[Path | None, typer.Option(help="File, or folder for several; default: stdout.")] = None,
 ) -> None:
-    """Write the kept pairs as JSON lines in a form that trainers read."""
-    from tuneshift.dataset import export as render
-    from tuneshift.dataset import read_rows
-    from tuneshift.run.directory import RunDirectory, write_atomically
+    """Write the kept pairs in a form that other trainers read."""
+    from tuneshift.exports import make_export, write_export
+    from tuneshift.run.directory import RunDirectory
 
-    text = render(read_rows(RunDirectory.existing(run).dataset), format_name.value)
+    made = make_export(RunDirectory.existing(run), format_name)
     if output is None:
-        sys.stdout.write(text)
+        sys.stdout.write(made.text())
     else:
-        write_atomically(output, text)
-        typer.echo(f"{output}: {len(text.splitlines())} rows", err=True)
+        written = write_export(made, output)
+        typer.echo(f"{', '.join(map(str, written))}: {made.summary()}", err=True)
+
+
+@app.command()
+def push(
+    run: RunPath,
+    to: Annotated[str, typer.Option(metavar="OWNER/NAME", help="Model repository for the adapter.")],
+    dataset: Annotated[str | None, typer.Option(metavar="OWNER/NAME", help="Dataset repository for the pairs.")] = None,
+    base_model: Annotated[str | None, typer.Option(help="The target's Hub id, where it came from a folder.")] = None,
+    licence: Annotated[str | None, typer.Option("--license", help="The Hub's name of your licence for it.")] = None,
+    private: Annotated[bool, typer.Option("--private", help="Only into private repositories.")] = False,
+    anyway: Annotated[bool, typer.Option("--anyway", help="In spite of the verdict and of findings.")] = False,
+    go: Annotated[bool, typer.Option("--go", help="Send it; without this nothing is sent.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Publish adapter, dataset and cards on the Hugging Face Hub; without --go only tell what would be sent."""
+    from tuneshift.publish import prepare, publication_lines, send
+    from tuneshift.report.card import Published
+    from tuneshift.run.directory import RunDirectory
+
+    with RunDirectory.existing(run) as directory:
+        published = Published(model_repo=to, dataset_repo=dataset, base_model=base_model, licence=licence)
+        publication = prepare(directory, published, private=private, anyway=anyway)
+        sent = send(publication) if go else None
+    _print({**publication.described(), "sent": sent}, as_json, publication_lines)
 
 
 @app.command()

@@ -1,14 +1,14 @@
-"""Step 3: the kept pairs as a dataset, and the forms in which other trainers read it."""
+"""Step 3: the kept pairs as a dataset."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from tuneshift.distill import Pair
 from tuneshift.errors import RunDirectoryError
-from tuneshift.run.directory import jsonl, read_jsonl
+from tuneshift.run.directory import read_jsonl
 from tuneshift.run.records import Candidate
 
 Row = dict[str, Any]
@@ -47,29 +47,3 @@ def read_rows(path: Path) -> list[Row]:
 def pairs(rows: Sequence[Row]) -> list[Pair]:
     """Return what the target learns."""
     return [Pair(prompt=row["prompt"], response=row["response"]) for row in rows]
-
-
-def _messages(row: Row) -> Row:
-    return {
-        "messages": [
-            {"role": "user", "content": row["prompt"]},
-            {"role": "assistant", "content": row["response"].strip()},
-        ]
-    }
-
-
-def _alpaca(row: Row) -> Row:
-    return {"instruction": row["prompt"], "input": "", "output": row["response"].strip()}
-
-
-EXPORTS: dict[str, Callable[[Row], Row]] = {
-    "prompt-completion": lambda row: {"prompt": row["prompt"], "completion": row["response"]},
-    "messages": _messages,
-    "alpaca": _alpaca,
-}
-"""Formats of `tuneshift export`: trl's prompt-completion and messages, and Alpaca's instruction-output."""
-
-
-def export(rows: Sequence[Row], format_name: str) -> str:
-    """Return the rows as JSON lines in one of `EXPORTS`."""
-    return jsonl([EXPORTS[format_name](row) for row in rows])

@@ -8,6 +8,7 @@
     · GeneratorError        the prompt generator's API: it refuses, keeps failing, or the budget is reached
     · TrainingError         the processes of a training failed
     · SandboxError          code that a model wrote cannot be run safely on this machine
+    · PublishError          the run is not fit to be published, or the Hub refuses
     · RunDirectoryError     a run directory: missing, in use, damaged
     · NothingKeptError      the criterion kept no candidate; carries the diagnosis
   * ResumeRefused           exit 4: the run directory belongs to another configuration
@@ -49,6 +50,10 @@ class TrainingError(UserError):
 
 class SandboxError(UserError):
     """Code that a model wrote cannot be run safely on this machine."""
+
+
+class PublishError(UserError):
+    """A run is not fit to be published, or the Hub refuses it."""
 
 
 class RunDirectoryError(UserError):

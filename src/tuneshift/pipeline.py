@@ -31,7 +31,7 @@ from tuneshift.prompts.contamination import HeldOut
 from tuneshift.prompts.generators import PoolItem
 from tuneshift.prompts.screening import UNANSWERED, Screen
 from tuneshift.prompts.stopping import Limits, diagnosis, next_calls, stop_reason
-from tuneshift.report.card import write_model_card
+from tuneshift.report.card import write_cards
 from tuneshift.report.markdown import write_report
 from tuneshift.run.directory import RunDirectory, jsonl, read_json, write_atomically, write_json
 from tuneshift.run.ledger import Ledger, RoundSummary
@@ -281,5 +281,5 @@ def what_it_took(loaded: LoadedConfig, ledger: Ledger) -> dict[str, Any]:
 def finish(run: RunDirectory, ledger: Ledger) -> None:
     """Write everything that reads the verdict, and the manifest last."""
     write_report(run, ledger)
-    write_model_card(run, ledger)
+    write_cards(run, ledger)
     write_manifest(run, ledger)

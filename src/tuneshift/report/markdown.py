@@ -24,7 +24,7 @@ def write_report(run: RunDirectory, ledger: Ledger) -> None:
     parts = [
         f"# Transfer report: {ledger.meta('name')}",
         sentence(verdict),
-        _accuracy(verdict),
+        accuracy_section(verdict),
         _regression(verdict["regression"]),
         _selection(verdict),
         _expected_margin(decomposition(candidates, ledger.rounds())),
@@ -65,7 +65,8 @@ def accuracy_rows(verdict: dict[str, Any]) -> list[list[str]]:
 ACCURACY_HEADER = ["model", "right", "accuracy", "95 % interval", "hit the length limit"]
 
 
-def _accuracy(verdict: dict[str, Any]) -> str:
+def accuracy_section(verdict: dict[str, Any]) -> str:
+    """Return the accuracies with their intervals, the gain and what was lost; nothing where nothing was measured."""
     if verdict["improved"] is None:
         return ""
     n = verdict["after"]["n"]

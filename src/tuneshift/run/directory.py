@@ -2,7 +2,7 @@
 
 config.yaml            the configuration as written (variables not expanded)
 ledger.sqlite          every generator call, candidate, response and decision
-dataset/kept.jsonl     the kept pairs, in the order in which they were kept
+dataset/               kept.jsonl, the kept pairs in the order in which they were kept, and their card
 adapter/               the target's PEFT adapter, tokenizer and model card; checkpoints/ while it trains
 training.json          what the training did
 evaluation/*.jsonl     per-item results of each arm; asked.json: the fingerprint of what each was asked
@@ -47,7 +47,9 @@ class RunDirectory:
         self.config = path / "config.yaml"
         self.ledger = path / "ledger.sqlite"
         self.dataset = path / "dataset" / "kept.jsonl"
+        self.dataset_card = self.dataset.with_name("README.md")
         self.adapter = path / "adapter"
+        self.adapter_card = self.adapter / "README.md"
         self.checkpoints = path / "checkpoints"
         self.training = path / "training.json"
         self.evaluation = path / "evaluation"

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import tuneshift
+from tuneshift.errors import RunDirectoryError
 from tuneshift.models import file_sha256
-from tuneshift.run.directory import RunDirectory, write_json
+from tuneshift.run.directory import RunDirectory, read_json, write_json
 from tuneshift.run.ledger import Ledger
 
 MAX_HASHED_BYTES = 2**34  # about half a minute of hashing; a guess at what a run's end may cost
@@ -21,7 +22,7 @@ LIBRARIES = ("torch", "transformers", "peft", "trl", "datasets", "accelerate", "
 
 def write_manifest(run: RunDirectory, ledger: Ledger) -> None:
     """Write `manifest.json`: sha256 of every artefact, models, versions, device, git commit of the code."""
-    artefacts = [run.config, run.dataset, run.training, run.verdict, run.report]
+    artefacts = [run.config, run.dataset, run.dataset_card, run.training, run.verdict, run.report]
     artefacts += sorted(run.evaluation.glob("*.json*"))
     artefacts += sorted(path for path in run.adapter.glob("*") if path.is_file())
     described = json.loads(ledger.meta("models") or "{}")
@@ -34,6 +35,29 @@ def write_manifest(run: RunDirectory, ledger: Ledger) -> None:
         **environment(),
     }
     write_json(run.manifest, manifest)
+
+
+def read_manifest(run: RunDirectory) -> dict[str, Any]:
+    """Return the manifest of a finished run, with proof that the files are those that it vouches for.
+
+    Raises:
+        RunDirectoryError: the run is not finished, or files are missing or hold something else.
+    """
+    if not run.manifest.is_file():
+        raise RunDirectoryError(f"{run.path}: the run is not finished. Start `tuneshift transfer` again.")
+    manifest: dict[str, Any] = read_json(run.manifest)
+    vouched = manifest["files"].items()
+    changed = [name for name, digest in vouched if not _is_file_with(run.path / name, digest)]
+    if changed:
+        raise RunDirectoryError(
+            f"{run.path}: {', '.join(changed)}: missing or not what manifest.json vouches for. Restore the files; "
+            "where you changed them on purpose, `tuneshift report` writes a manifest of what is there."
+        )
+    return manifest
+
+
+def _is_file_with(path: Path, digest: str) -> bool:
+    return path.is_file() and file_sha256(path) == digest
 
 
 def _weights(folder: Path) -> dict[str, Any]:
