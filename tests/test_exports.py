@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -149,6 +150,26 @@ def test_axolotl_gets_the_pairs_as_its_schema_says(run: Path, tmp_path: Path) ->
         # Axolotl fills the prompt's format and encodes prompt and response apart, with EOS behind the response.
         assert kind["no_input_format"].format(instruction=row[kind["field_instruction"]]) == prompt
         assert row[kind["field_output"]] == y_f
+
+
+def test_axolotl_learns_what_tuneshift_learns(run: Path, tmp_path: Path, tiny: Tiny) -> None:
+    pytest.importorskip("axolotl", reason="needs pip install --no-deps axolotl==0.19.0")
+    from axolotl.prompt_strategies import load
+    from axolotl.utils.schemas.datasets import SFTDataset
+    from transformers import AutoTokenizer
+
+    from tuneshift.distill import Pair, tokenize_pairs
+
+    exported(run, "axolotl", tmp_path / "data")
+    config = yaml.safe_load((tmp_path / "data/axolotl.yaml").read_text())
+    kind = SFTDataset(**config["datasets"][0]).type.model_dump(exclude_none=True)
+    tokenizer = AutoTokenizer.from_pretrained(tiny.gemma)  # it has a BOS
+    strategy = load("user_defined", tokenizer, SimpleNamespace(**config, sequence_len=512), kind)
+    ours = tokenize_pairs([Pair(p, y_f) for p, y_f, _ in PAIRS.values()], tokenizer, max_length=None)
+    rows = loaded("json", tmp_path / "data" / config["datasets"][0]["path"], tmp_path / "cache")
+    for row, own in zip(rows, ours, strict=True):
+        theirs = strategy.tokenize_prompt(row)
+        assert (theirs["input_ids"], theirs["labels"]) == (own["input_ids"], own["labels"])
 
 
 # --- preferences ---

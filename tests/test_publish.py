@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import yaml
 from conftest import Tiny, write_project
-from hub_server import Fault, HubServer, card_errors
+from hub_server import Fault, HubServer, Repository, card_errors
 from huggingface_hub import DatasetCard, HfApi, ModelCard
 from peft import PeftConfig
 from test_transfer import run_cli
@@ -378,6 +378,18 @@ def test_licences_come_from_the_models_own_cards(tmp_path: Path) -> None:
         (tmp_path / name / "README.md").write_text(f"---\n{head}\n---\n# Model\n")
         assert licence_of(str(tmp_path / name)) == expected
     assert licence_of(str(tmp_path)).identifier is None
+
+
+def test_licences_of_models_on_the_hub_are_asked_there(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
+    monkeypatch.setenv("HF_TOKEN", hub.token)
+    hub.repositories["models/org/named"] = Repository(False, {"README.md": b"---\nlicense: mit\n---\n"})
+    hub.repositories["models/org/silent"] = Repository(False)
+    assert licence_of("org/named") == Licence("mit")
+    assert licence_of("org/silent") == Licence(None, "the model's card names none")
+    assert licence_of("org/unknown") == Licence(None, "the model's card cannot be read: HfHubHTTPError")
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    assert licence_of("org/unreachable") == Licence(None, "the model's card cannot be read: ConnectError")
 
 
 def test_settings_are_shown_without_keys_addresses_and_places() -> None:

@@ -58,9 +58,6 @@ class Published:
     licence: str | None = None
 
 
-UNPUBLISHED = Published()
-
-
 @dataclass(frozen=True)
 class Facts:
     """What the cards tell of a run; `made_with` is code and libraries, `inputs` the sha256 of the user's files."""

@@ -22,6 +22,7 @@ ROLES = {
 }
 """The roles of `named_models`, for people."""
 
+HUB_SECONDS = 5.0  # for the Hub to tell a model's licence, which a run can do without; a guess
 PLACE = re.compile(r"(~|\.{0,2})/[^\s{}]*")
 ADDRESS = re.compile(r"[a-z]+://\S*", re.IGNORECASE)
 
@@ -60,7 +61,8 @@ def public_models(models: Mapping[str, Mapping[str, str]]) -> dict[str, PublicMo
         served = role == "generator.api"
         hub_id = None if served or Path(reference).is_absolute() else reference
         licence = Licence(None, "behind an API, whose terms apply") if served else licence_of(hub_id or path)
-        found[role] = PublicModel(role, public_name(reference), hub_id, licence)
+        name = " ".join(public_name(reference).replace("`", "'").split())  # a folder may be called anything
+        found[role] = PublicModel(role, name, hub_id, licence)
     return found
 
 
@@ -75,15 +77,20 @@ def common_licence(models: Mapping[str, PublicModel]) -> Licence:
 @functools.cache
 def licence_of(model: str) -> Licence:
     """Return what the card of a model says, which is a folder by its absolute path or a Hub id."""
-    from huggingface_hub import ModelCard
+    from huggingface_hub import HfApi, ModelCard
+    from huggingface_hub.errors import HTTPError
 
-    folder = Path(model) if Path(model).is_absolute() else None
-    if folder is not None and not (folder / "README.md").is_file():
-        return Licence(None, "there is no README.md in the model's folder")
+    folder = Path(model)
     try:
-        data = ModelCard.load(folder / "README.md" if folder else model, ignore_metadata_errors=True).data
-    except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
+        if not folder.is_absolute():
+            card = HfApi().model_info(model, timeout=HUB_SECONDS).card_data
+        elif (folder / "README.md").is_file():
+            card = ModelCard.load(folder / "README.md", ignore_metadata_errors=True).data
+        else:
+            return Licence(None, "there is no README.md in the model's folder")
+    except (OSError, ValueError, TypeError, yaml.YAMLError, HTTPError) as error:
         return Licence(None, f"the model's card cannot be read: {type(error).__name__}")
+    data = {} if card is None else vars(card)
     name = data.get("license_name") if data.get("license") == "other" else data.get("license")
     return Licence(name) if isinstance(name, str) else Licence(None, "the model's card names none")
 
