@@ -394,15 +394,17 @@ def test_licences_of_models_on_the_hub_are_asked_there(hub: HubServer, monkeypat
 
 def test_settings_are_shown_without_keys_addresses_and_places() -> None:
     raw = {
-        "source": {"base": "/home/jane/models/base", "adapter": "../secret/adapter"},
+        "source": {"base": "/home/jane doe/models/base", "adapter": "~jane/secret/adapter"},
         "target": {"model": "org/model"},
-        "generator": {"api": {"model": "big", "api_key": SECRET, "base_url": "http://inside:8000/v1"}},
+        "generator": {"api": {"model": "big", "api_key": SECRET, "base_url": "inside:8000/v1"}},
+        "distill": {"trainer_args": {"hub_token": SECRET, "max_steps": 3}},
         "prompt_template": "/ask {text}\n",
         "synthesis": {"stop": ["\n"], "target_size": 5},
     }
     shown, left_out = public_settings(raw)
     assert shown["source"] == {"base": "base", "adapter": "adapter"}
     assert shown["generator"] == {"api": {"model": "big"}}
-    assert left_out == ["generator.api.api_key", "generator.api.base_url"]
+    assert shown["distill"] == {"trainer_args": {"max_steps": 3}}
+    assert left_out == ["generator.api.api_key", "generator.api.base_url", "distill.trainer_args.hub_token"]
     for key in ("target", "prompt_template", "synthesis"):
         assert shown[key] == raw[key]

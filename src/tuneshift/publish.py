@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from tuneshift.console import clean
 from tuneshift.errors import PublishError
 from tuneshift.report.card import Facts, Published, dataset_card, model_card, read_facts
 from tuneshift.report.privacy import scan
@@ -112,16 +113,18 @@ def publication_lines(described: dict[str, Any]) -> list[str]:
     """Return what `Publication.described` says as lines for a terminal, with `sent`, `None` for a dry run."""
     lines = []
     for upload in described["uploads"]:
-        lines.append(f"{upload['kind']} repository {upload['repo']}{' (private)' if described['private'] else ''}")
+        which = "private, " if described["private"] else ""
+        lines.append(f"{upload['kind']} repository {upload['repo']} ({which}made where there is none)")
         lines += [f"  {size:>13,} bytes  {name}" for name, size in upload["files"].items()]
     lines.append(f"not sent: seeds, questions, and of the run {', '.join(described['withheld'])}")
     found = [f"{one['count']} of {kind}" for kind, one in described["findings"].items() if one["count"]]
     lines.append(f"looks like personal data or a secret: {', '.join(found) or 'nothing that has a form'}")
     lines += [f"note: {note}" for note in described["notes"]]
-    if described["sent"] is None:
-        return [*lines, "dry run: nothing was sent. --go sends it."]
     changes = {True: "sent", False: "nothing has changed"}
-    return lines + [f"{changes[one['changed']]}: {one['url']}" for one in described["sent"]]
+    lines += [f"{changes[one['changed']]}: {one['url']}" for one in described["sent"] or []]
+    if described["sent"] is None:
+        lines.append("dry run: nothing was sent. --go sends it.")
+    return [clean(line) for line in lines]
 
 
 def _uploads(run: RunDirectory, facts: Facts, published: Published, vouched: list[str]) -> list[Upload]:

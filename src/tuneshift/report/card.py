@@ -198,12 +198,12 @@ def _results(verdict: dict[str, Any]) -> list[EvalResult]:
 
     if verdict["improved"] is None:
         return []
-    judged = [(verdict, "default"), *([(verdict["regression"], "regression")] if verdict.get("regression") else [])]
+    judged = [(verdict, "default"), *([(verdict["regression"], "regression")] if verdict["regression"] else [])]
     results = []
     for found, config in judged:
         asked, after = found["questions"], found["after"]
         own = asked["task"] == "jsonl"
-        rates = after.get("by_metric") or {asked["metric"]: after}
+        rates = after["by_metric"]
         results += [
             EvalResult(
                 task_type="text-generation",
@@ -222,7 +222,7 @@ def _results(verdict: dict[str, Any]) -> list[EvalResult]:
 
 
 def _evaluation(verdict: dict[str, Any]) -> Sequence[str]:
-    regression = verdict.get("regression")
+    regression = verdict["regression"]
     lost = [] if regression is None else [
         "Questions on something else, to see what was lost:",
         markdown_table(ACCURACY_HEADER, accuracy_rows(regression)),

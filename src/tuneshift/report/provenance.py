@@ -23,7 +23,8 @@ ROLES = {
 """The roles of `named_models`, for people."""
 
 HUB_SECONDS = 5.0  # for the Hub to tell a model's licence, which a run can do without; a guess
-PLACE = re.compile(r"(~|\.{0,2})/[^\s{}]*")
+PLACE = re.compile(r"(~\w*|\.{0,2})/[^\n{}]*")
+PRIVATE = re.compile(r"(\w*_)?(api_key|base_url|token|secret|password)")
 ADDRESS = re.compile(r"[a-z]+://\S*", re.IGNORECASE)
 
 
@@ -106,7 +107,7 @@ def public_settings(raw: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
         if isinstance(value, Mapping):
             shown[key], inner = public_settings(value)
             left_out += [f"{key}.{name}" for name in inner]
-        elif key == "api_key" or (isinstance(value, str) and ADDRESS.fullmatch(value)):
+        elif PRIVATE.fullmatch(key) or (isinstance(value, str) and ADDRESS.fullmatch(value)):
             left_out.append(key)
         elif isinstance(value, str) and PLACE.fullmatch(value):
             shown[key] = Path(value).name
