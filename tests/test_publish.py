@@ -327,6 +327,28 @@ def test_the_model_card_holds_the_verdicts_numbers(run: RunDirectory) -> None:
     assert card_errors(content.decode(), "model") == []
 
 
+def test_regression_questions_have_results_of_their_own(run: RunDirectory) -> None:
+    def with_regression(verdict: dict[str, Any]) -> dict[str, Any]:
+        lost = {
+            "difference": -0.2,
+            "margin": 0.1,
+            "lower_bound": -0.5,
+            "non_inferior": None,
+            "non_inferior_reason": "few",
+        }
+        same = {key: verdict[key] for key in ("before", "after", "difference_interval", "questions", "chance")}
+        return verdict | {"regression": {**same, **lost, "negative_flips": verdict["negative_flips"]["before"]}}
+
+    rewrite(run, with_regression)
+    content = prepare(run, BOTH, private=False, anyway=False).uploads[0].content["README.md"]
+    assert isinstance(content, bytes)
+    assert [result.dataset_config for result in ModelCard(content.decode()).data.eval_results] == [
+        "default",
+        "regression",
+    ]
+    assert "a loss of 10 points is not ruled out" in content.decode()
+
+
 def test_the_dataset_card_loads_the_pairs(run: RunDirectory, hub: HubServer, tmp_path: Path) -> None:
     from datasets import load_dataset
 
