@@ -400,7 +400,7 @@ def test_a_run_killed_at_a_named_instant_ends_as_one_that_nothing_stopped(
 
 WRITTEN = [
     "config.yaml", "kept.jsonl", "training.json", "before.jsonl", "after.jsonl", "source.jsonl", "base.jsonl",
-    "verdict.json", "report.md", "manifest.json",
+    "verdict.json", "report.md", "report.html", "manifest.json",
 ]  # fmt: skip
 
 

@@ -20,8 +20,8 @@ from tuneshift.run.ledger import Ledger
 
 RUN_FILES = {
     ".lock", "config.yaml", "ledger.sqlite", "dataset/kept.jsonl", "dataset/README.md", "training.json", "verdict.json",
-    "report.md", "manifest.json", "evaluation/before.jsonl", "evaluation/after.jsonl", "evaluation/source.jsonl",
-    "evaluation/base.jsonl", "evaluation/asked.json",
+    "report.md", "report.html", "manifest.json", "evaluation/before.jsonl", "evaluation/after.jsonl",
+    "evaluation/source.jsonl", "evaluation/base.jsonl", "evaluation/asked.json",
     "adapter/README.md", "adapter/adapter_config.json", "adapter/adapter_model.safetensors",
     "adapter/tokenizer.json", "adapter/tokenizer_config.json",
 }  # fmt: skip

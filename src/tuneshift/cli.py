@@ -66,7 +66,7 @@ def transfer(
         verdict = run_transfer(loaded, run, progress=open_progress())
         _show_verdict(verdict, run.path, as_json)
         if not as_json:
-            typer.echo(f"report: {run.report}\nadapter: {run.adapter}")
+            typer.echo(f"report: {run.page}\nadapter: {run.adapter}")
     if verdict["improved"] is False:
         raise typer.Exit(EXIT_NO_IMPROVEMENT)
 
@@ -193,13 +193,13 @@ def study(
 
 @app.command()
 def report(run: RunPath, as_json: AsJson = False) -> None:
-    """Write report.md, the model card and the manifest again from the result files."""
+    """Write report.html, report.md, the model card and the manifest again from the result files."""
     from tuneshift.again import report_again
     from tuneshift.run.directory import RunDirectory
 
     with RunDirectory.existing(run) as directory:
         report_again(directory)
-        _print({"report": str(directory.report)}, as_json, _key_lines)
+        _print({"report": str(directory.report), "page": str(directory.page)}, as_json, _key_lines)
 
 
 @app.command()

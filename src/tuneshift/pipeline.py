@@ -33,9 +33,10 @@ from tuneshift.prompts.screening import UNANSWERED, Screen
 from tuneshift.prompts.stopping import Limits, diagnosis, next_calls, stop_reason
 from tuneshift.report.card import write_cards
 from tuneshift.report.markdown import write_report
+from tuneshift.report.page.render import write_page
 from tuneshift.run.directory import RunDirectory, jsonl, read_json, write_atomically, write_json
 from tuneshift.run.ledger import Ledger, RoundSummary
-from tuneshift.run.manifest import write_manifest
+from tuneshift.run.manifest import origin, write_manifest
 from tuneshift.run.records import Candidate, GeneratorCall
 from tuneshift.run.resume import check_resumable, open_ledger, synthesis_finished
 from tuneshift.run.usage import peak_memory, timed
@@ -280,6 +281,8 @@ def what_it_took(loaded: LoadedConfig, ledger: Ledger) -> dict[str, Any]:
 
 def finish(run: RunDirectory, ledger: Ledger) -> None:
     """Write everything that reads the verdict, and the manifest last."""
+    made_from = origin(ledger)
     write_report(run, ledger)
+    write_page(run, ledger, made_from)
     write_cards(run, ledger)
-    write_manifest(run, ledger)
+    write_manifest(run, made_from)

@@ -37,15 +37,10 @@ def read_questions(section: QuestionsSection, *, folder: Path, place: str) -> tu
         UserError: the first thing that is wrong.
     """
     benchmark = BENCHMARKS.get(section.task)
+    items, digest = read_items_of(section)
     if benchmark is None:
-        assert section.data is not None
-        items, digest = read_items(Path(section.data)), file_sha256(Path(section.data))
         metric = find_metric(section.metric_name, pattern=section.pattern, folder=folder)
         grade(metric, items[0].reference, items[0])
-    else:
-        items, digest = read_benchmark(section.task, benchmark, data=section.data, subtask=section.subtask_name)
-    if section.held_out is not None:
-        items, _ = split_held_out(items, fraction=section.held_out.fraction, seed=section.held_out.seed)
     if benchmark is not None and section.harness == "lm_eval":
         check_harness(items, benchmark)
     if benchmark is not None and benchmark.grading is not None:
@@ -54,6 +49,19 @@ def read_questions(section: QuestionsSection, *, folder: Path, place: str) -> tu
                 f"{problem} Or set {place}.unsafe_no_sandbox: true where losing this machine's data would not matter."
             )
         gradable(benchmark, items, unsafe_no_sandbox=section.unsafe_no_sandbox)
+    return items, digest
+
+
+def read_items_of(section: QuestionsSection) -> tuple[list[Item], str]:
+    """Return a section's items, unchecked but for their form, and the sha256 of their data; see `read_questions`."""
+    benchmark = BENCHMARKS.get(section.task)
+    if benchmark is None:
+        assert section.data is not None
+        items, digest = read_items(Path(section.data)), file_sha256(Path(section.data))
+    else:
+        items, digest = read_benchmark(section.task, benchmark, data=section.data, subtask=section.subtask_name)
+    if section.held_out is not None:
+        items, _ = split_held_out(items, fraction=section.held_out.fraction, seed=section.held_out.seed)
     return items, digest
 
 

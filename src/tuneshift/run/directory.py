@@ -8,7 +8,7 @@ training.json          what the training did
 evaluation/*.jsonl     per-item results of each arm; asked.json: the fingerprint of what each was asked
 evaluations/           the same on other questions, with a verdict each; reselected/: other criteria's datasets
 verdict.json           the evaluated outcome, with intervals
-report.md              all of it, readable
+report.md              all of it, readable; report.html: all of it, to look into; figures/: its figures, for papers
 manifest.json          sha256 of the artefacts, versions, device, git commit; written last
 """
 
@@ -57,6 +57,8 @@ class RunDirectory:
         self.reselected = path / "reselected"
         self.verdict = path / "verdict.json"
         self.report = path / "report.md"
+        self.page = path / "report.html"
+        self.figures = path / "figures"
         self.manifest = path / "manifest.json"
         self._lock: int | None = None
         self._created: list[Path] = []

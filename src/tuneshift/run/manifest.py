@@ -20,21 +20,26 @@ MAX_HASHED_BYTES = 2**34  # about half a minute of hashing; a guess at what a ru
 LIBRARIES = ("torch", "transformers", "peft", "trl", "datasets", "accelerate", "tokenizers", "numpy", "scipy")
 
 
-def write_manifest(run: RunDirectory, ledger: Ledger) -> None:
-    """Write `manifest.json`: sha256 of every artefact, models, versions, device, git commit of the code."""
-    artefacts = [run.config, run.dataset, run.dataset_card, run.training, run.verdict, run.report]
+def write_manifest(run: RunDirectory, origin: dict[str, Any]) -> None:
+    """Write `manifest.json`: sha256 of every artefact, and the run's `origin`."""
+    artefacts = [run.config, run.dataset, run.dataset_card, run.training, run.verdict, run.report, run.page]
     artefacts += sorted(run.evaluation.glob("*.json*"))
+    artefacts += sorted(run.figures.glob("*"))
     artefacts += sorted(path for path in run.adapter.glob("*") if path.is_file())
+    files = {str(p.relative_to(run.path)): file_sha256(p) for p in artefacts if p.exists()}
+    write_json(run.manifest, {"fingerprint": origin["fingerprint"], "files": files, **origin})
+
+
+def origin(ledger: Ledger) -> dict[str, Any]:
+    """Return what a run was made from and on: models with the sha256 of their weights, inputs, versions, device."""
     described = json.loads(ledger.meta("models") or "{}")
-    manifest = {
+    return {
         "fingerprint": ledger.meta("fingerprint"),
-        "files": {str(p.relative_to(run.path)): file_sha256(p) for p in artefacts if p.exists()},
         "inputs": json.loads(ledger.meta("inputs") or "{}"),
         "models": {role: {**model, **_weights(Path(model["path"]))} for role, model in described.items()},
         "engines": json.loads(ledger.meta("engines") or "null"),
         **environment(),
     }
-    write_json(run.manifest, manifest)
 
 
 def read_manifest(run: RunDirectory) -> dict[str, Any]:

@@ -1,0 +1,182 @@
+// All candidates in a list of which only the rows in sight exist, so that ten thousand are as quick as ten.
+const COLUMNS = [
+  ["prompt", "prompt", (row) => row.text.toLowerCase()],
+  ["f", "F's response, perplexity", (row) => row.f?.ppl ?? null],
+  ["b", "B's response, perplexity", (row) => row.b?.ppl ?? null],
+  ["margin", "margin", marginOf],
+  ["reason", "outcome", (row, index) => choice.decisions[index].reason],
+  ["round", "round", (row) => row.round],
+];
+const view = { query: "", decision: "all", reason: "", round: "", sort: null, descending: false, shown: [], refresh: null };
+const PLACES = new Map(ROWS.map((row, index) => [row, index]));
+const EXTRA = 6; // rows above and below those in sight, so that a quick scroll shows no gap
+
+function startTable() {
+  const search = el("input", { type: "search", placeholder: "Search prompts and responses", "aria-label": "Search prompts and responses" });
+  const pick = (name, label, options) => el("select", { "aria-label": label, id: `filter-${name}`, change: (event) => { view[name] = event.target.value; refresh(); } },
+    options.map(([value, text]) => el("option", { value }, text)));
+  const reasons = [...new Set(ROWS.map((row) => row.reason))];
+  const rounds = [...new Set(ROWS.map((row) => row.round))];
+  const found = el("span", { class: "count", "aria-live": "polite", id: "found" });
+  byId("filters").append(search,
+    pick("decision", "Decision", [["all", "all"], ["kept", "kept"], ["dropped", "dropped"], ["changed", "changed by the control"]]),
+    pick("reason", "Outcome in the run", [["", "any outcome"], ...reasons.map((reason) => [reason, reason])]),
+    pick("round", "Round", [["", "any round"], ...rounds.map((round) => [String(round), `round ${round + 1}`])]), found);
+  byId("filters").addEventListener("submit", (event) => event.preventDefault());
+  byId("filters").hidden = false;
+
+  const body = el("tbody", { role: "rowgroup" });
+  const heads = COLUMNS.map(([name, title]) => el("th", { role: "columnheader", scope: "col", "data-column": name },
+    el("button", { type: "button", click: () => sortBy(name) }, title)));
+  const list = el("table", { class: "candidates", role: "table", "aria-label": "Candidates" },
+    el("thead", { role: "rowgroup" }, el("tr", { role: "row", "aria-rowindex": 1 }, heads)), body);
+  const viewport = el("div", { class: "viewport", tabindex: 0, role: "region", "aria-label": "Candidates" }, list);
+  byId("table").replaceChildren(viewport);
+
+  let made = new Map(); // rows that exist, by their place in the data
+  const render = () => {
+    const height = rowHeight();
+    const first = Math.max(0, Math.floor(viewport.scrollTop / height) - EXTRA);
+    const last = Math.min(view.shown.length, Math.ceil((viewport.scrollTop + viewport.clientHeight) / height) + EXTRA);
+    const next = new Map();
+    for (let place = first; place < last; place += 1) {
+      const index = view.shown[place];
+      const row = made.get(index) || tableRow(ROWS[index], index);
+      row.setAttribute("aria-rowindex", place + 2);
+      next.set(index, row);
+    }
+    made = next;
+    const gap = (rows) => {
+      const spacer = el("tr", { class: "spacer", role: "presentation" }, el("td", { colspan: COLUMNS.length, role: "presentation" }));
+      spacer.firstChild.style.height = `${rows * height}px`;
+      return spacer;
+    };
+    if (view.shown.length === 0) body.replaceChildren(el("tr", { role: "row" }, el("td", { role: "cell", colspan: COLUMNS.length, class: "nothing" }, "No candidate is like this.")));
+    else {
+      const focused = document.activeElement;
+      body.replaceChildren(gap(first), ...next.values(), gap(view.shown.length - last));
+      if (body.contains(focused)) focused.focus({ preventScroll: true });
+    }
+  };
+  const refresh = () => {
+    const query = view.query.toLowerCase();
+    view.shown = [...ROWS.keys()].filter((index) => matches(ROWS[index], index, query));
+    if (view.sort !== null) sortShown();
+    found.textContent = `${view.shown.length.toLocaleString("en")} of ${count(ROWS.length, "candidate")}`;
+    list.setAttribute("aria-rowcount", view.shown.length + 1);
+    for (const head of heads) {
+      if (head.dataset.column === view.sort) head.setAttribute("aria-sort", view.descending ? "descending" : "ascending");
+      else head.removeAttribute("aria-sort");
+    }
+    made = new Map();
+    viewport.scrollTop = 0;
+    render();
+  };
+  const sortBy = (name) => {
+    view.descending = view.sort === name && !view.descending;
+    view.sort = name;
+    refresh();
+  };
+  view.refresh = refresh;
+  search.addEventListener("input", () => { view.query = search.value; refresh(); });
+  let waiting = false;
+  viewport.addEventListener("scroll", () => {
+    if (waiting) return;
+    waiting = true;
+    requestAnimationFrame(() => { waiting = false; render(); });
+  });
+  new ResizeObserver(render).observe(viewport);
+  choice.listeners.push(refresh);
+  refresh();
+}
+
+const rowHeight = () => parseFloat(getComputedStyle(document.documentElement).getPropertyValue("--row")) * parseFloat(getComputedStyle(document.documentElement).fontSize);
+
+function matches(row, index, query) {
+  const kept = choice.decisions[index].kept;
+  const decided = { all: true, kept: row.kept, dropped: !row.kept, changed: row.kept !== kept }[view.decision];
+  if (!decided || (view.reason && row.reason !== view.reason) || (view.round && String(row.round) !== view.round)) return false;
+  row.haystack ??= [row.id, row.text, row.f && replyText(row.f), row.b && replyText(row.b)].filter(Boolean).join("\n").toLowerCase();
+  return row.haystack.includes(query);
+}
+
+function sortShown() {
+  const key = COLUMNS.find(([name]) => name === view.sort)[2];
+  const keys = new Map(view.shown.map((index) => [index, key(ROWS[index], index)]));
+  const sign = view.descending ? -1 : 1;
+  view.shown.sort((one, other) => {
+    const [a, b] = [keys.get(one), keys.get(other)];
+    if (a === null || b === null) return (a === null) - (b === null); // what was not measured comes last, either way
+    return a < b ? -sign : a > b ? sign : one - other;
+  });
+}
+
+const SHORT = 160; // characters of a text in the list
+function tableRow(row, index) {
+  const now = choice.decisions[index];
+  const [f, b] = [row.f && replyText(row.f).slice(0, SHORT), row.b && replyText(row.b).slice(0, SHORT)];
+  const [ownWords, otherWords] = f !== null && b !== null ? differingWords(f, b) : [null, null];
+  const reply = (text, words, found, role) => el("td", { role: "cell", "data-label": role },
+    el("span", { class: "cut", dir: "auto" }, text === null ? el("span", { class: "note" }, "not asked") : words ? marked(words, text) : text),
+    found === null ? null : el("span", { class: "ppl" }, `PPL ${shownPerplexity(found.ppl)}`));
+  const margin = marginOf(row);
+  return el("tr", { class: "row", role: "row" },
+    el("td", { role: "cell" }, el("button", { type: "button", class: "open", click: () => openDetail(row) },
+      el("span", { class: "cut", dir: "auto" }, row.text.slice(0, 2 * SHORT) || "(empty)"))),
+    reply(f, ownWords, row.f, "F"), reply(b, otherWords, row.b, "B"),
+    el("td", { role: "cell", class: "num" }, margin === null ? "n/a" : margin.toFixed(2)),
+    el("td", { role: "cell" }, el("span", { class: `tag ${row.kept ? "kept" : ""}` }, row.reason),
+      row.kept === now.kept ? null : el("span", { class: "ppl" }, now.kept ? "now kept" : "now dropped")),
+    el("td", { role: "cell", class: "num" }, String(row.round + 1)));
+}
+
+function showChanged() {
+  view.decision = "changed";
+  byId("filter-decision").value = "changed";
+  view.refresh();
+  byId("examples").scrollIntoView();
+}
+
+// One candidate in full: both responses, what differs, and how much each token surprised F.
+let shade = "surprise";
+function openDetail(row) {
+  const dialog = byId("detail");
+  const at = view.shown.indexOf(PLACES.get(row));
+  const step = (by, label) => el("button", { type: "button", class: "quiet", disabled: at < 0 || !(at + by in view.shown), click: () => openDetail(ROWS[view.shown[at + by]]) }, label);
+  const shading = (value, label) => el("label", {}, el("input", { type: "radio", name: "shade", value, checked: shade === value, change: () => { shade = value; openDetail(row); } }), label);
+  const parents = (DATA.calls[row.call] || []).map((id) => ROWS.find((other) => other.id === id) || DATA.family.seeds?.find((seed) => seed.id === id)).filter(Boolean);
+  dialog.replaceChildren(
+    el("header", {}, el("h3", { id: "detail-title" }, row.id), step(-1, "Previous"), step(1, "Next"),
+      el("button", { type: "button", class: "quiet", click: () => dialog.close() }, "Close")),
+    el("div", { class: "inner" },
+      el("p", {}, el("span", { class: `tag ${row.kept ? "kept" : ""}` }, row.reason), ` round ${row.round + 1}`,
+        marginOf(row) === null ? null : `, margin ${marginOf(row).toFixed(3)} nats a token`),
+      el("h4", {}, "Prompt"), el("div", { class: "reply", dir: "auto" }, row.text || "(empty)"),
+      el("fieldset", {}, el("legend", {}, "Shade"), shading("surprise", "surprise under F"), shading("difference", "what differs")),
+      shade === "surprise" ? el("p", { class: "note" }, "Surprise in nats: ", el("span", {}, "below 0.1 "), ...[["s1", "0.1 "], ["s2", "0.5 "], ["s3", "2 "], ["s4", "5 and above"]].map(([name, text]) => el("span", { class: name }, text))) : null,
+      ...detailReplies(row),
+      ...(parents.length === 0 ? [] : [el("h4", {}, "Written from these examples"),
+        el("ul", {}, parents.map((parent) => el("li", { class: "text", dir: "auto" }, parent.text || parent.id)))])));
+  if (!dialog.open) dialog.showModal();
+  dialog.scrollTop = 0;
+}
+
+function detailReplies(row) {
+  const words = row.f && row.b ? differingWords(replyText(row.f), replyText(row.b)) : [null, null];
+  return [["F's response", row.f, words[0]], ["B's response", row.b, words[1]]].flatMap(([title, reply, differing]) => [
+    el("h4", {}, reply === null ? title : `${title}: PPL ${shownPerplexity(reply.ppl)}, ${count(reply.tokens, "token")}, ended by ${reply.end}`),
+    el("div", { class: "reply", dir: "auto", tabindex: 0 },
+      reply === null ? "not asked" : shade === "difference" && differing ? marked(differing, replyText(reply)) : surprising(reply)),
+  ]);
+}
+
+const BOUNDS = [0.1, 0.5, 2, 5]; // nats: a token of 90 %, 61 %, 14 % and 0.7 % probability
+function surprising(reply) {
+  if (!reply.pieces) return [replyText(reply)];
+  const token = (text, logprob) => {
+    const level = logprob === null ? 0 : BOUNDS.filter((bound) => -logprob >= bound).length;
+    return el("span", { class: `token s${level}`, title: logprob === null ? "not finite" : `${(-logprob).toFixed(2)} nats` }, text);
+  };
+  const end = reply.eos === null ? [] : [token("\u23f9", reply.eos)];
+  return [...reply.pieces.map((piece, index) => token(piece, reply.logprobs[index])), ...end];
+}

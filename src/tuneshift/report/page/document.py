@@ -1,0 +1,119 @@
+"""All that the page shows, as one plain value: what was measured, read from the run, and nothing computed twice."""
+
+from __future__ import annotations
+
+import shlex
+from typing import Any
+
+from tuneshift.evaluate.verdict import points_with_interval, sentence
+from tuneshift.report.markdown import ACCURACY_HEADER, accuracy_rows, regression_line
+from tuneshift.report.page.examples import examples
+from tuneshift.report.page.family import family
+from tuneshift.report.page.learning import learning
+from tuneshift.report.page.origins import origins
+from tuneshift.report.page.sources import Sources, or_missing
+from tuneshift.report.page.variety import variety
+
+LIVE_RULES = {"ppl_diff": ("tau",), "asymmetric": ("tau_f", "tau_b"), "ratio": ("ratio",)}
+"""The rules that the page decides by itself, and the thresholds that they read; see assets/decide.js."""
+NEAR_DUPLICATE_SHARE = 0.5  # of a round's prompts, from which the page warns of a collapse; a guess
+SEEDS_LEFT = 0.5  # effective seeds among all, below which it warns; a guess
+VARIETY_LEFT = 0.7  # the last rounds' distinct-2 among the first rounds', below which it warns; a guess
+
+
+def page_document(sources: Sources) -> dict[str, Any]:
+    """Return the page's content; a part that cannot be made is {"missing": why}."""
+    diversity = or_missing(lambda: variety(sources))
+    tree = or_missing(lambda: family(sources.candidates, sources.calls, {seed.id: seed.text for seed in sources.seeds}))
+    return {
+        "name": sources.ledger.meta("name"),
+        "version": sources.origin["tuneshift"],
+        "run": shlex.quote(str(sources.run.path)),
+        "rule_template": sources.settings.get("prompt_template"),
+        "duration": duration(sum(sources.verdict["seconds"].values())),
+        "verdict": verdict_part(sources.verdict),
+        "rule": rule_part(sources),
+        "examples": examples(sources),
+        "calls": {name: list(call.demos) for name, call in sources.calls.items()},
+        "diversity": diversity,
+        "family": tree,
+        "warnings": warnings(diversity, tree),
+        "training": learning(sources),
+        "origins": origins(sources),
+    }
+
+
+def verdict_part(verdict: dict[str, Any]) -> dict[str, Any]:
+    """Return the outcome: sentences and figures ready to be shown, and the arms' intervals to be drawn."""
+    usage = verdict["generator_usage"]
+    judged = verdict["improved"] is not None
+    return {
+        "improved": verdict["improved"],
+        "sentence": sentence(verdict),
+        "header": ACCURACY_HEADER,
+        "rows": accuracy_rows(verdict),
+        "arms": {arm: verdict[arm] for arm in ("base", "source", "before", "after")} if judged else None,
+        "chance": verdict["chance"],
+        "gain": points_with_interval(verdict["difference"], verdict["difference_interval"], verdict["after"]["n"])
+        if judged
+        else None,
+        **{
+            key: verdict.get(key)
+            for key in (
+                "mcnemar_p", "gained_items", "lost_items", "recovery", "recovery_interval", "recovery_reason",
+                "minimum_detectable_difference", "seconds", "reasons", "candidates", "kept", "trained_pairs",
+                "stop_reason", "criterion", "peak_memory_bytes", "peak_cuda_memory_bytes",
+            )
+        },
+        "rounds": verdict["rounds"],
+        "usage": usage,
+        "regression": regression_line(verdict["regression"]) if verdict["regression"] else None,
+    }  # fmt: skip
+
+
+def duration(seconds: float) -> str:
+    """Return a time for people."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def rule_part(sources: Sources) -> dict[str, Any]:
+    """Return the run's rule with its thresholds, and those of the rules that the page can apply.
+
+    An automatic tau is the one that the first round was decided by.
+    """
+    section = sources.settings["criterion"]
+    tau = sources.rounds[0].tau if sources.rounds else section["tau"]
+    thresholds = {key: section[key] for key in ("tau_f", "tau_b", "ratio")} | {"tau": tau}
+    return {
+        "name": section["name"],
+        "thresholds": thresholds,
+        "calibrated": section["tau"] == "auto",
+        "live": {name: list(reads) for name, reads in LIVE_RULES.items()},
+        "count_eos": sources.count_eos,
+        "complete": sources.settings["synthesis"]["complete_scores"],
+    }
+
+
+def warnings(diversity: dict[str, Any], tree: dict[str, Any]) -> list[str]:
+    """Return what points to a collapse of the loop onto few prompts."""
+    found = []
+    rounds = diversity.get("rounds") or []
+    if rounds and (share := rounds[-1]["near_duplicates"]) is not None and share >= NEAR_DUPLICATE_SHARE:
+        found.append(
+            f"{share:.0%} of the last prompts nearly repeat an earlier one: the generator has little new to say."
+        )
+    first, last = (rounds[place]["distinct_2"] if len(rounds) > 1 else None for place in (0, -1))
+    if first and last is not None and last < VARIETY_LEFT * first:
+        found.append(
+            f"Pairs of words vary less and less: distinct-2 went from {first:.2f} in the first rounds to {last:.2f}."
+        )
+    seeds = tree.get("seeds")
+    if seeds and tree["effective_seeds"] < SEEDS_LEFT * len(seeds):
+        found.append(
+            f"The kept pairs come down to few seeds: {tree['effective_seeds']:.1f} effective ones of {len(seeds)}."
+        )
+    return found

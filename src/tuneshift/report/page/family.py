@@ -1,0 +1,62 @@
+"""Which kept pairs descend from which seed: a prompt's parents are the examples that the generator was shown."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tuneshift.errors import RunDirectoryError
+from tuneshift.run.records import Candidate, GeneratorCall
+
+MOST_PARENTS = 8  # kept prompts with the most descendants that the page lists; a guess at what people read
+
+
+def family(
+    candidates: Sequence[Candidate], calls: Mapping[str, GeneratorCall], seeds: Mapping[str, str]
+) -> dict[str, Any]:
+    """Return depth, seeds' shares and the most fruitful prompts; `seeds` are texts by id.
+
+    A pair's descent is divided evenly among its parents, and theirs among their own; a seed's `share` is the part of
+    all kept pairs that comes down to it. `depth` counts generations along the longest line, from 1 for pairs whose
+    parents are all seeds. `effective_seeds` is exp of the shares' entropy.
+
+    Raises:
+        RunDirectoryError: no kept pair has a parent.
+    """
+    kept = [candidate for candidate in candidates if candidate.kept]
+    parents = {c.id: calls[c.call_id].demos for c in kept}
+    if not any(parents.values()):
+        raise RunDirectoryError("Nothing descends from anything: the prompts were not written from examples.")
+    ids = sorted(seeds.keys() | {p for own in parents.values() for p in own if p not in parents})
+    depth: dict[str, int] = dict.fromkeys(ids, 0)
+    shares: dict[str, dict[str, float]] = {name: {name: 1.0} for name in ids}  # of a pair: the part of each seed
+    for c in kept:  # a parent was kept in an earlier round, so it comes before
+        own = parents[c.id]
+        depth[c.id] = 1 + max((depth[p] for p in own), default=0)
+        shares[c.id] = {name: sum(shares[p].get(name, 0.0) for p in own) / max(1, len(own)) for name in ids}
+    share = {name: sum(shares[c.id].get(name, 0.0) for c in kept) / len(kept) for name in ids}
+    children = Counter(p for own in parents.values() for p in own)
+    return {
+        "depths": dict(sorted(Counter(depth[c.id] for c in kept).items())),
+        "seeds": [
+            {"id": name, "text": seeds.get(name), "share": share[name], "children": children[name]} for name in ids
+        ],
+        "effective_seeds": math.exp(-sum(p * math.log(p) for p in share.values() if p > 0)),
+        "fruitful": _fruitful(kept, parents),
+    }
+
+
+def _fruitful(kept: Sequence[Candidate], parents: Mapping[str, Sequence[str]]) -> list[dict[str, Any]]:
+    """Return the kept prompts with the most descendants: pairs that have it among their parents, theirs, and so on."""
+    ancestors: dict[str, set[str]] = {}
+    descendants: Counter[str] = Counter()
+    for c in kept:
+        own = [p for p in parents[c.id] if p in ancestors]
+        ancestors[c.id] = set(own).union(*(ancestors[p] for p in own))
+        descendants.update(ancestors[c.id])
+    texts = {c.id: c.text for c in kept}
+    return [
+        {"id": name, "text": texts[name], "descendants": count} for name, count in descendants.most_common(MOST_PARENTS)
+    ]

@@ -1,0 +1,100 @@
+"""From the document to the file: escaping, the content security policy, and one self-contained page."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from importlib.resources import files
+from typing import Any
+
+from tuneshift.report.page.document import page_document
+from tuneshift.report.page.sources import Sources
+from tuneshift.run.directory import RunDirectory, write_atomically
+from tuneshift.run.ledger import Ledger
+
+# Charts are drawn by our own two hundred lines (assets/charts.js).
+SCRIPTS = ("page", "charts", "decide", "diff", "verdict", "perplexity", "table", "diversity", "learning", "start")
+"""The modules of assets/, in the order in which they are put together; each uses those before it."""
+
+UNSEEN = {
+    **{code: chr(0x2400 + code) for code in range(0x20) if code not in (0x09, 0x0A)},  # control pictures
+    0x7F: "\u2421",
+    **{
+        code: f"[U+{code:04X}]"
+        for code in (
+            *range(0x80, 0xA0),  # C1 controls, among them a second form of ANSI's escape
+            0x061C, 0x200B, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2060, 0x2070), 0xFEFF,  # bidi, no width
+            *range(0xFFF9, 0xFFFC), *range(0xE0000, 0xE0080),  # annotations, and tags, which hide whole texts
+        )
+    },
+}  # fmt: skip
+"""Characters that would act or hide, and what is shown of each. Joiners, which scripts and emoji need, stay."""
+
+
+def write_page(run: RunDirectory, ledger: Ledger, origin: dict[str, Any]) -> None:
+    """Write `report.html`; `origin` is what the manifest says of models and environment."""
+    write_atomically(run.page, render(page_document(Sources(run, ledger, origin))))
+
+
+def render(document: dict[str, Any]) -> str:
+    """Return the page of a document as HTML that needs no network and lets nothing run but its own script."""
+    from jinja2 import Environment, StrictUndefined
+
+    assets = files("tuneshift.report.page") / "assets"
+    shown = visible(document)
+    style = (assets / "style.css").read_text(encoding="utf-8")
+    modules = [(assets / f"{name}.js").read_text(encoding="utf-8") for name in SCRIPTS]
+    script = '"use strict";\n(() => {\n' + "\n".join(modules) + "})();\n"
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["number"] = number
+    template = environment.from_string((assets / "template.html").read_text(encoding="utf-8"))
+    return template.render(
+        **shown,
+        style=_safe(style),
+        script=_safe(script),
+        data=_safe(as_data(shown)),
+        policy="; ".join(
+            (
+                "default-src 'none'",
+                f"script-src '{source_hash(script)}'",
+                f"style-src '{source_hash(style)}'",
+                "base-uri 'none'",
+                "form-action 'none'",
+            )
+        ),
+    )
+
+
+def visible(value: Any) -> Any:
+    """Return a plain value with every text's control, direction and hidden characters made visible."""
+    if isinstance(value, str):
+        return value.translate(UNSEEN)
+    if isinstance(value, dict):
+        return {visible(key): visible(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [visible(inner) for inner in value]
+    return value
+
+
+def as_data(document: dict[str, Any]) -> str:
+    """Return a document as JSON that can neither end the script element that holds it nor break a line."""
+    text = json.dumps(document, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
+
+
+def source_hash(text: str) -> str:
+    """Return the sha256 by which a content security policy admits an inline script or style."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    """Return a number for people, or that there is none."""
+    return "n/a" if value is None else f"{value:.{digits}f}"
+
+
+def _safe(text: str) -> Any:
+    """Return text that is put into the page as it is: our own assets, and escaped data."""
+    from markupsafe import Markup
+
+    return Markup(text)

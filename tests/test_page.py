@@ -1,0 +1,268 @@
+"""The page's content and its making; what it does in a browser stands in test_page_browser.py."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import make_tokenizer
+from page_run import made_origin, make_run, plain_texts
+
+from tuneshift.criteria import Criterion, decide_all
+from tuneshift.report.embedding import embed, flat_map
+from tuneshift.report.page import examples as page_examples
+from tuneshift.report.page.document import page_document
+from tuneshift.report.page.examples import token_pieces
+from tuneshift.report.page.family import family
+from tuneshift.report.page.origins import licence
+from tuneshift.report.page.render import as_data, render, source_hash, visible, write_page
+from tuneshift.report.page.sources import Sources
+from tuneshift.report.page.variety import round_groups
+from tuneshift.run.directory import RunDirectory
+from tuneshift.run.ledger import Ledger
+from tuneshift.run.records import Candidate, GeneratorCall, Response
+
+
+def document_of(run: RunDirectory) -> dict[str, Any]:
+    with Ledger(run.ledger) as ledger:
+        return page_document(Sources(run, ledger, made_origin(run)))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
+    return make_run(tmp_path_factory.mktemp("page"), plain_texts(80))
+
+
+@pytest.fixture(scope="module")
+def document(run: RunDirectory) -> dict[str, Any]:
+    return document_of(run)
+
+
+class Parts(HTMLParser):
+    """Collects the text of script and style elements, the policy, and every address in the page."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inline: dict[str, list[str]] = {"script": [], "style": []}
+        self.policy, self.addresses, self.handlers = "", [], []  # type: ignore[var-annotated]
+        self._open: str | None = None
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        named = dict(attrs)
+        if tag in self.inline and named.get("type") != "application/json":
+            self._open = tag
+            self.inline[tag].append("")
+        if named.get("http-equiv") == "Content-Security-Policy":
+            self.policy = named["content"] or ""
+        self.addresses += [value for key, value in attrs if key in ("src", "href", "action") and value]
+        self.handlers += [key for key, _ in attrs if key.startswith("on") or key == "style"]
+
+    def handle_endtag(self, tag: str) -> None:
+        self._open = None
+
+    def handle_data(self, data: str) -> None:
+        if self._open is not None:
+            self.inline[self._open][-1] += data
+
+
+def test_the_policy_admits_the_pages_own_script_and_style_and_no_network(document: dict[str, Any]) -> None:
+    parts = Parts()
+    parts.feed(render(document))
+    (script,), (style,) = parts.inline["script"], parts.inline["style"]
+    assert f"script-src '{source_hash(script)}';" in parts.policy
+    assert f"style-src '{source_hash(style)}';" in parts.policy
+    assert parts.policy.startswith("default-src 'none'")
+    assert "unsafe" not in parts.policy
+    assert all(address.startswith("#") for address in parts.addresses)
+    assert parts.handlers == []
+
+
+def test_the_page_holds_the_document_as_data(document: dict[str, Any]) -> None:
+    (data,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', render(document), re.DOTALL)
+    assert json.loads(data) == json.loads(json.dumps(visible(document)))
+
+
+def test_rows_say_of_each_candidate_what_the_ledger_says(run: RunDirectory, document: dict[str, Any]) -> None:
+    with Ledger(run.ledger) as ledger:
+        candidates = ledger.candidates()
+    rows = document["examples"]["rows"]
+    assert [(row["id"], row["kept"], row["reason"]) for row in rows] == [(c.id, c.kept, c.reason) for c in candidates]
+    for row, candidate in zip(rows, candidates, strict=True):
+        for key, response in (("f", candidate.y_f), ("b", candidate.y_b)):
+            assert (row[key] is None) == (response is None)
+            if response is not None:
+                assert "".join(row[key]["pieces"]) == response.text
+                assert row[key]["ppl"] == response.finite_perplexity(count_eos=False)
+    assert document["examples"]["shaded"] == document["examples"]["answers"] > 0
+
+
+def test_what_no_threshold_can_keep_is_stuck_with_its_reason(run: RunDirectory, document: dict[str, Any]) -> None:
+    with Ledger(run.ledger) as ledger:
+        candidates = ledger.candidates()
+    stuck = {row["id"]: row["stuck"] for row in document["examples"]["rows"]}
+    assert {"duplicate", "y_f hit max_new_tokens", "non-finite score", None} == set(stuck.values())
+    for tau in (1.01, 1.5, 1e9):
+        for candidate in decide_all(candidates, Criterion(tau=tau)):
+            assert stuck[candidate.id] is None or (candidate.reason == stuck[candidate.id] and not candidate.kept)
+
+
+def test_every_section_is_there_and_measured(document: dict[str, Any]) -> None:
+    assert document["diversity"]["all"]["n"] == 80
+    assert [row["label"] for row in document["diversity"]["rounds"]] == ["1", "2", "3", "4"]
+    assert {point["kind"] for point in document["diversity"]["map"]["points"]} == {
+        "seed",
+        "held_out",
+        "kept",
+        "dropped",
+    }
+    assert sum(seed["share"] for seed in document["family"]["seeds"]) == pytest.approx(1)
+    assert document["training"]["rows"]["lengths"]["response and end"]["least"] >= 2
+    assert document["origins"]["overlap"]["seeds"]["words"] >= 1
+    assert set(document["origins"]["personal"]) >= {"e-mail address", "telephone number", "IBAN"}
+    assert document["verdict"]["arms"]["after"]["correct"] == 9
+
+
+def test_a_run_without_questions_has_all_other_sections(tmp_path: Path) -> None:
+    found = document_of(make_run(tmp_path, plain_texts(30), evaluated=False))
+    assert found["verdict"]["arms"] is None
+    assert found["origins"]["overlap"]["evaluation questions"]["references"] == 0
+    page = render(found)
+    assert "No evaluation is configured" in page
+    assert "Family tree" in page
+
+
+def test_what_is_gone_is_missing_with_the_reason(tmp_path: Path) -> None:
+    made = make_run(tmp_path, plain_texts(30))
+    (tmp_path / "seeds.jsonl").write_text('{"prompt": "Request: other\\nIntent:"}\n')
+    (tmp_path / "test.jsonl").unlink()
+    for name in ("model", "run/adapter"):
+        (tmp_path / name / "tokenizer.json").unlink()
+        (tmp_path / name / "tokenizer_config.json").unlink()
+    found = document_of(made)
+    assert "something else" in found["diversity"]["missing"]
+    assert "something else" in found["family"]["missing"]
+    assert "tokenizer" in found["examples"]["shading_missing"]
+    assert "tokenizer" in found["training"]["rows"]["missing"]
+    assert "test.jsonl" in found["origins"]["overlap"]["evaluation questions"]["missing"]
+    assert render(found).count("Not shown.") >= 4
+
+
+def test_the_same_run_gives_the_same_page(run: RunDirectory, document: dict[str, Any]) -> None:
+    assert render(document_of(run)) == render(document)
+
+
+def test_writing_the_page_writes_one_file(run: RunDirectory) -> None:
+    with Ledger(run.ledger) as ledger:
+        write_page(run, ledger, made_origin(run))
+    assert run.page.read_text(encoding="utf-8").startswith("<!doctype html>")
+
+
+def test_texts_that_are_too_long_are_clipped_and_counted(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(page_examples, "TEXT_BUDGET", 0)
+    monkeypatch.setattr(page_examples, "LEAST_TEXT", 12)
+    found = document_of(run)["examples"]
+    assert found["clipped"] == 80
+    assert all(re.fullmatch(r".{12} \[and \d+ more characters\]", row["text"]) for row in found["rows"])
+
+
+def test_tokens_beyond_the_budget_are_left_out_kept_ones_last(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(page_examples, "TOKEN_BUDGET", 60)
+    found = document_of(run)["examples"]
+    shaded = [row for row in found["rows"] if row["f"] and "pieces" in row["f"]]
+    assert 0 < found["shaded"] < found["answers"]
+    assert sum(len(reply["pieces"]) for row in shaded for reply in (row["f"], row["b"]) if reply) <= 60
+    assert all(row["kept"] for row in shaded)
+
+
+def test_control_direction_and_hidden_characters_are_shown() -> None:
+    assert visible({"a": ["\x1b[31m\u202egnp.exe\u2066", "tab\tline\n", "\U000e0041", "\u200d"]}) == {
+        "a": ["\u241b[31m[U+202E]gnp.exe[U+2066]", "tab\tline\n", "[U+E0041]", "\u200d"]
+    }
+
+
+def test_data_cannot_end_its_script_element() -> None:
+    text = "</script><!--<script>\u2028\u2029"
+    data = as_data({"text": text})
+    assert "<" not in data
+    assert not {"\u2028", "\u2029"} & set(data)
+    assert json.loads(data) == {"text": text}
+
+
+def response(text: str, ids: tuple[int, ...]) -> Response:
+    return Response(text, ids, (-0.1,) * len(ids), None, "stop", False)
+
+
+def test_tokens_are_cut_from_the_text_or_spelt_or_left_whole() -> None:
+    tokenizer = make_tokenizer(44, bos=False)
+    usual = tuple(tokenizer("play a song", add_special_tokens=False)["input_ids"])
+    known = tokenizer.get_vocab()
+    merged = max((token for token in known if len(token) > 1 and set(token) <= set(known)), key=lambda t: (len(t), t))
+    letters = tuple(known[letter] for letter in merged)
+    given = [response("play a song", usual), response(merged, letters), response("else", letters)]
+    found = token_pieces(given, tokenizer)
+    assert found[0] is not None
+    assert (len(found[0]), "".join(found[0])) == (len(usual), "play a song")
+    assert found[1:] == [list(merged), None]
+    assert token_pieces([], tokenizer) == []
+
+
+def kept(name: str, call: str) -> Candidate:
+    return Candidate(name, 0, call, f"text of {name}", f"text of {name}", True, "kept")
+
+
+def call(name: str, *demos: str) -> GeneratorCall:
+    return GeneratorCall(name, 0, demos, "", (), (), 0, 0.0, {})
+
+
+def test_descent_is_divided_among_parents() -> None:
+    calls = {"c0": call("c0", "s0", "s1"), "c1": call("c1", "s0", "a"), "c2": call("c2", "s0", "b")}
+    found = family(
+        [kept("a", "c0"), kept("b", "c1"), kept("c", "c2")], calls, {"s0": "one", "s1": "two", "s2": "three"}
+    )
+    # a: 1/2, 1/2. b: half of s0, half of a: 3/4, 1/4. c: 7/8, 1/8.
+    assert [seed["share"] for seed in found["seeds"]] == pytest.approx([(4 + 6 + 7) / 24, (4 + 2 + 1) / 24, 0])
+    assert [seed["children"] for seed in found["seeds"]] == [3, 1, 0]
+    assert found["depths"] == {1: 1, 2: 1, 3: 1}
+    assert [(one["id"], one["descendants"]) for one in found["fruitful"]] == [("a", 2), ("b", 1)]
+    assert 1 < found["effective_seeds"] < 2
+
+
+def test_a_map_is_the_same_each_time_and_of_few_texts_too() -> None:
+    texts = [f"play song number {n}" for n in range(12)]
+    first, second = (flat_map(embed(texts).vectors) for _ in range(2))
+    assert first.shape == (12, 2)
+    assert (first == second).all()
+    assert flat_map(embed(["one", ""]).vectors).shape == (2, 2)
+
+
+def test_rounds_are_grouped_evenly() -> None:
+    assert round_groups(2) == [("1", 0, 0), ("2", 1, 1)]
+    assert round_groups(0) == []
+    groups = round_groups(25)
+    assert groups[0] == ("1 to 3", 0, 2)
+    assert groups[-1] == ("25", 24, 24)
+
+
+def test_a_models_licence_is_read_from_its_card(tmp_path: Path) -> None:
+    assert licence(tmp_path) is None
+    card = tmp_path / "README.md"
+    card.write_text("---\nlicense: apache-2.0\nlanguage: en\n---\n# A model\n")
+    assert licence(tmp_path) == "apache-2.0"
+    card.write_text("---\nlicense: [unclosed\n---\n")
+    assert licence(tmp_path) is None
+    card.write_text("# license: mit\n")
+    assert licence(tmp_path) is None
+
+
+def test_only_settings_that_differ_are_told(document: dict[str, Any]) -> None:
+    told = {setting["key"]: (setting["value"], setting["default"]) for setting in document["origins"]["settings"]}
+    assert told["synthesis.max_new_tokens"] == ("12", "256")
+    assert told["seeds"] == ('"seeds.jsonl"', None)
+    assert "synthesis.target_size" not in told
+    assert "criterion.tau" not in told  # set, but to what it is anyway
