@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from tuneshift.run.records import Candidate, GeneratorCall, Response
 
 def document_of(run: RunDirectory) -> dict[str, Any]:
     with Ledger(run.ledger) as ledger:
-        return page_document(Sources(run, ledger, made_origin(run)))
+        return {**page_document(Sources(run, ledger, made_origin(run))), "figures": []}
 
 
 @pytest.fixture(scope="module")
@@ -155,10 +156,31 @@ def test_the_same_run_gives_the_same_page(run: RunDirectory, document: dict[str,
     assert render(document_of(run)) == render(document)
 
 
-def test_writing_the_page_writes_one_file(run: RunDirectory) -> None:
+def test_the_page_is_written_with_its_figures_light_and_dark_the_same_each_time(run: RunDirectory) -> None:
+    written = []
+    for _ in range(2):
+        with Ledger(run.ledger) as ledger:
+            write_page(run, ledger, made_origin(run))
+        written.append({path.name: path.read_bytes() for path in [run.page, *run.figures.iterdir()]})
+    assert written[0] == written[1]
+    drawn = ["accuracy", "perplexity_f", "perplexity_b", "plane", "map", "loss"]
+    files = {f"{name}_{shade}.{suffix}" for name in drawn for shade in ("light", "dark") for suffix in ("png", "svg")}
+    assert set(written[0]) == {"report.html", *files}
+    assert "in the folder figures/" in written[0]["report.html"].decode()
+
+
+def test_without_libraries_for_figures_the_page_says_what_is_not_drawn(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setitem(sys.modules, "sklearn.manifold", None)
+    monkeypatch.setitem(sys.modules, "sklearn.decomposition", None)
     with Ledger(run.ledger) as ledger:
         write_page(run, ledger, made_origin(run))
-    assert run.page.read_text(encoding="utf-8").startswith("<!doctype html>")
+    page = run.page.read_text(encoding="utf-8")
+    assert "Figures were not drawn: matplotlib is not installed." in page
+    assert "no embedding: scikit-learn is not installed." in page
+    assert "distinct-2" in page
 
 
 def test_texts_that_are_too_long_are_clipped_and_counted(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:

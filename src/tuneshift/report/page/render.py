@@ -8,8 +8,9 @@ import json
 from importlib.resources import files
 from typing import Any
 
+from tuneshift.report.figures import write_figures
 from tuneshift.report.page.document import page_document
-from tuneshift.report.page.sources import Sources
+from tuneshift.report.page.sources import Sources, or_missing
 from tuneshift.run.directory import RunDirectory, write_atomically
 from tuneshift.run.ledger import Ledger
 
@@ -33,8 +34,10 @@ UNSEEN = {
 
 
 def write_page(run: RunDirectory, ledger: Ledger, origin: dict[str, Any]) -> None:
-    """Write `report.html`; `origin` is what the manifest says of models and environment."""
-    write_atomically(run.page, render(page_document(Sources(run, ledger, origin))))
+    """Write `report.html` and `figures/`; `origin` is what the manifest says of models and environment."""
+    document = page_document(Sources(run, ledger, origin))
+    figures = or_missing(lambda: write_figures(run.figures, document))
+    write_atomically(run.page, render({**document, "figures": figures}))
 
 
 def render(document: dict[str, Any]) -> str:

@@ -1,0 +1,176 @@
+"""The page's figures for papers and slides: PNG and SVG, light and dark, the same bytes for the same run."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tuneshift.errors import ConfigError
+from tuneshift.run.directory import write_atomically
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Rows = Sequence[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Theme:
+    """A ground with the inks that read well on it; the colours are Okabe and Ito's (2008), as on the page."""
+
+    ground: str
+    ink: str
+    soft: str
+    f: str
+    b: str
+    t: str
+    dropped: str
+
+
+THEMES = {
+    "light": Theme("#ffffff", "#1b1f24", "#57606a", "#0072b2", "#d55e00", "#009e73", "#8a929b"),
+    "dark": Theme("#14171b", "#e6e9ed", "#a3acb7", "#56b4e9", "#f0883e", "#2fc79d", "#7d8691"),
+}
+DPI = 150
+
+
+def write_figures(folder: Path, document: dict[str, Any]) -> list[str]:
+    """Draw every figure that the page's `document` has data for, and return their names.
+
+    Raises:
+        ConfigError: matplotlib is not installed.
+    """
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise ConfigError(
+            "Figures were not drawn: matplotlib is not installed. Install it with pip install '.[figures]', then "
+            "write the report again."
+        ) from error
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    drawings = _drawings(document)
+    for shade, theme in THEMES.items():
+        with matplotlib.rc_context(_style(theme)):
+            for name, draw in drawings.items():
+                figure = Figure(figsize=(5.2, 3.6), layout="tight")
+                FigureCanvasAgg(figure)
+                draw(figure.add_subplot(), theme)
+                for suffix, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
+                    buffer = io.BytesIO()
+                    figure.savefig(buffer, format=suffix, dpi=DPI, metadata=metadata)
+                    write_atomically(folder / f"{name}_{shade}.{suffix}", buffer.getvalue())
+    return list(drawings)
+
+
+def _style(theme: Theme) -> Any:
+    """Return matplotlib's settings; its types list their hundreds of keys one by one."""
+    ink = dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), theme.ink)
+    return {
+        **ink,
+        "figure.facecolor": theme.ground,
+        "axes.facecolor": theme.ground,
+        "savefig.facecolor": theme.ground,
+        "axes.edgecolor": theme.soft,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "font.size": 9,
+        "svg.hashsalt": "tuneshift",
+    }
+
+
+def _drawings(document: dict[str, Any]) -> dict[str, Callable[[Axes, Theme], None]]:
+    """Return how each figure is drawn, by its name; one without data is left out."""
+    rows, training = document["examples"]["rows"], document["training"]
+    scored = [row for row in rows if row["stuck"] is None and row["b"] is not None]
+    found: dict[str, Callable[[Axes, Theme], None]] = {}
+    if document["verdict"]["arms"] is not None:
+        found["accuracy"] = lambda axes, theme: _accuracy(axes, theme, document["verdict"])
+    for side in ("f", "b"):
+        values = [row[side]["ppl"] for row in rows if row[side] is not None and row[side]["ppl"] is not None]
+        if values:
+            found[f"perplexity_{side}"] = lambda axes, theme, values=values, side=side: _histogram(  # type: ignore[misc]
+                axes, theme, values, side, document["rule"]["thresholds"]["tau"]
+            )
+    if scored:
+        found["plane"] = lambda axes, theme: _plane(axes, theme, scored, document["rule"]["thresholds"]["tau"])
+    points = (document["diversity"].get("map") or {}).get("points")
+    if points:
+        found["map"] = lambda axes, theme: _map(axes, theme, points)
+    found["loss"] = lambda axes, theme: _loss(axes, theme, training["losses"])
+    return found
+
+
+def _accuracy(axes: Axes, theme: Theme, verdict: dict[str, Any]) -> None:
+    names = {"base": "B, source's base", "source": "F, fine-tuned", "before": "T before", "after": "T after"}
+    colours = {"base": theme.b, "source": theme.f, "before": theme.t, "after": theme.t}
+    for place, arm in enumerate(names):
+        rate = verdict["arms"][arm]
+        ends = [100 * rate["interval"]["low"], 100 * rate["interval"]["high"]]
+        axes.plot(ends, [place, place], color=colours[arm], linewidth=2.5, solid_capstyle="round")
+        axes.plot([100 * rate["accuracy"]], [place], "o", color=colours[arm])
+    if verdict["chance"] is not None:
+        axes.axvline(100 * verdict["chance"], color=theme.soft, linestyle=":")
+    axes.set_yticks(range(len(names)), list(names.values()))
+    axes.invert_yaxis()
+    axes.set_xlim(-2, 102)  # so that a mark at 0 or 100 is whole
+    axes.set_xlabel(f"right answers of {verdict['arms']['after']['n']}, % (95 % interval)")
+
+
+def _histogram(axes: Axes, theme: Theme, values: list[float], side: str, tau: float) -> None:
+    end = _axis_end(values)
+    edges = [end ** (step / 30) for step in range(31)]
+    axes.hist([min(value, end) for value in values], bins=edges, color=getattr(theme, side))
+    axes.axvline(tau, color=theme.ink, linestyle="--", linewidth=1)
+    axes.set_xscale("log")
+    axes.set_xlabel(f"$PPL_F(y_{side})$; dashed: tau = {tau:g}")
+    axes.set_ylabel("candidates")
+
+
+def _plane(axes: Axes, theme: Theme, rows: Rows, tau: float) -> None:
+    kinds = ((False, "x", theme.dropped, "dropped"), (True, "o", theme.f, "kept"))
+    ends = {side: _axis_end([row[side]["ppl"] for row in rows]) for side in ("f", "b")}
+    for kept, mark, colour, label in kinds:
+        chosen = [row for row in rows if row["kept"] is kept]
+        places = [[min(row[side]["ppl"], ends[side]) for row in chosen] for side in ("f", "b")]
+        axes.plot(*places, mark, color=colour, markersize=4, alpha=0.6, label=label, rasterized=len(rows) > 2000)
+    axes.axvline(tau, color=theme.ink, linestyle="--", linewidth=1)
+    axes.axhline(tau, color=theme.ink, linestyle="--", linewidth=1)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlabel("$PPL_F(y_f)$")
+    axes.set_ylabel("$PPL_F(y_b)$")
+    axes.legend(frameon=False)
+
+
+def _map(axes: Axes, theme: Theme, points: Rows) -> None:
+    kinds = {
+        "dropped": ("x", theme.dropped), "kept": ("o", theme.f), "held_out": ("^", theme.b), "seed": ("D", theme.t),
+    }  # fmt: skip
+    for kind, (mark, colour) in kinds.items():
+        chosen = [point for point in points if point["kind"] == kind]
+        if chosen:
+            places = [point["x"] for point in chosen], [1 - point["y"] for point in chosen]  # as on the page
+            label = kind.replace("_", "-")
+            axes.plot(*places, mark, color=colour, markersize=4, alpha=0.7, label=label, rasterized=len(points) > 2000)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.legend(frameon=False)
+
+
+def _loss(axes: Axes, theme: Theme, losses: list[float]) -> None:
+    axes.plot(range(1, len(losses) + 1), losses, "-o", color=theme.f, markersize=4)
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("epoch")
+    axes.set_ylabel("loss, nats per response token")
+
+
+def _axis_end(values: Sequence[float]) -> float:
+    """Return where an axis ends: behind 99 % of the values; what lies beyond is put there, as on the page."""
+    ordered = sorted(values)
+    return float(min(1e6, max(3.0, 1.15 * ordered[math.floor(0.99 * (len(ordered) - 1))])))
