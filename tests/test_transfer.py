@@ -24,7 +24,8 @@ RUN_FILES = {
     "evaluation/source.jsonl", "evaluation/base.jsonl", "evaluation/asked.json",
     "adapter/README.md", "adapter/adapter_config.json", "adapter/adapter_model.safetensors",
     "adapter/tokenizer.json", "adapter/tokenizer_config.json",
-    *(f"figures/{name}_{shade}.{suffix}" for name in ("accuracy", "perplexity_f", "perplexity_b", "plane", "map", "loss")
+    *(f"figures/{name}_{shade}.{suffix}"
+      for name in ("accuracy", "perplexity_f", "perplexity_b", "plane", "map", "loss")
       for shade in ("light", "dark") for suffix in ("png", "svg")),
 }  # fmt: skip
 

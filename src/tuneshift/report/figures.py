@@ -29,11 +29,12 @@ class Theme:
     b: str
     t: str
     dropped: str
+    held_out: str
 
 
 THEMES = {
-    "light": Theme("#ffffff", "#1b1f24", "#57606a", "#0072b2", "#d55e00", "#009e73", "#8a929b"),
-    "dark": Theme("#14171b", "#e6e9ed", "#a3acb7", "#56b4e9", "#f0883e", "#2fc79d", "#7d8691"),
+    "light": Theme("#ffffff", "#1b1f24", "#57606a", "#0072b2", "#d55e00", "#009e73", "#8a929b", "#cc79a7"),
+    "dark": Theme("#14171b", "#e6e9ed", "#a3acb7", "#56b4e9", "#f0883e", "#2fc79d", "#7d8691", "#e3a2c6"),
 }
 DPI = 150
 
@@ -127,7 +128,7 @@ def _histogram(axes: Axes, theme: Theme, values: list[float], side: str, tau: fl
     edges = [end ** (step / 30) for step in range(31)]
     axes.hist([min(value, end) for value in values], bins=edges, color=getattr(theme, side))
     axes.axvline(tau, color=theme.ink, linestyle="--", linewidth=1)
-    axes.set_xscale("log")
+    _logarithmic(axes, "x", end)
     axes.set_xlabel(f"$PPL_F(y_{side})$; dashed: tau = {tau:g}")
     axes.set_ylabel("candidates")
 
@@ -137,12 +138,14 @@ def _plane(axes: Axes, theme: Theme, rows: Rows, tau: float) -> None:
     ends = {side: _axis_end([row[side]["ppl"] for row in rows]) for side in ("f", "b")}
     for kept, mark, colour, label in kinds:
         chosen = [row for row in rows if row["kept"] is kept]
+        if not chosen:
+            continue
         places = [[min(row[side]["ppl"], ends[side]) for row in chosen] for side in ("f", "b")]
         axes.plot(*places, mark, color=colour, markersize=4, alpha=0.6, label=label, rasterized=len(rows) > 2000)
     axes.axvline(tau, color=theme.ink, linestyle="--", linewidth=1)
     axes.axhline(tau, color=theme.ink, linestyle="--", linewidth=1)
-    axes.set_xscale("log")
-    axes.set_yscale("log")
+    _logarithmic(axes, "x", ends["f"])
+    _logarithmic(axes, "y", ends["b"])
     axes.set_xlabel("$PPL_F(y_f)$")
     axes.set_ylabel("$PPL_F(y_b)$")
     axes.legend(frameon=False)
@@ -150,7 +153,7 @@ def _plane(axes: Axes, theme: Theme, rows: Rows, tau: float) -> None:
 
 def _map(axes: Axes, theme: Theme, points: Rows) -> None:
     kinds = {
-        "dropped": ("x", theme.dropped), "kept": ("o", theme.f), "held_out": ("^", theme.b), "seed": ("D", theme.t),
+        "dropped": ("x", theme.dropped), "kept": ("o", theme.f), "held_out": ("^", theme.held_out), "seed": ("D", theme.t),
     }  # fmt: skip
     for kind, (mark, colour) in kinds.items():
         chosen = [point for point in points if point["kind"] == kind]
@@ -158,8 +161,7 @@ def _map(axes: Axes, theme: Theme, points: Rows) -> None:
             places = [point["x"] for point in chosen], [1 - point["y"] for point in chosen]  # as on the page
             label = kind.replace("_", "-")
             axes.plot(*places, mark, color=colour, markersize=4, alpha=0.7, label=label, rasterized=len(points) > 2000)
-    axes.set_xticks([])
-    axes.set_yticks([])
+    axes.set_axis_off()
     axes.legend(frameon=False)
 
 
@@ -168,6 +170,18 @@ def _loss(axes: Axes, theme: Theme, losses: list[float]) -> None:
     axes.set_ylim(bottom=0)
     axes.set_xlabel("epoch")
     axes.set_ylabel("loss, nats per response token")
+
+
+def _logarithmic(axes: Axes, side: str, end: float) -> None:
+    """Make an axis of perplexities logarithmic, from 1 to `end`, with plain numbers at its ticks."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    axes.set(**{f"{side}scale": "log", f"{side}lim": (0.98, end * 1.02)})
+    axis = axes.xaxis if side == "x" else axes.yaxis
+    steps = (1, 1.5, 2, 3) if end <= 10 else (1, 3) if end <= 1000 else (1,)
+    axis.set_major_locator(LogLocator(subs=steps))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda value, place: f"{value:g}"))
 
 
 def _axis_end(values: Sequence[float]) -> float:

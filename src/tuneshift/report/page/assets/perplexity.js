@@ -13,14 +13,13 @@ function startPerplexity() {
   const redraws = [
     histogram("f", "hist-f", (reply) => reply.f), histogram("b", "hist-b", (reply) => reply.b), plane(),
   ];
-  const narrow = () => Object.fromEntries(DATA.rule.live[choice.rule].map((name) => [name, choice.at[name]]));
   let waiting = false;
   const apply = () => {
     choice.decisions = ROWS.map((row) => decide(row, choice.rule, choice.at));
     outcome();
     changes();
     for (const redraw of redraws) redraw();
-    for (const listener of choice.listeners) listener(narrow());
+    for (const listener of choice.listeners) listener();
   };
   const soon = () => {
     if (waiting) return;
