@@ -153,8 +153,11 @@ def _plane(axes: Axes, theme: Theme, rows: Rows, tau: float) -> None:
 
 def _map(axes: Axes, theme: Theme, points: Rows) -> None:
     kinds = {
-        "dropped": ("x", theme.dropped), "kept": ("o", theme.f), "held_out": ("^", theme.held_out), "seed": ("D", theme.t),
-    }  # fmt: skip
+        "dropped": ("x", theme.dropped),
+        "kept": ("o", theme.f),
+        "held_out": ("^", theme.held_out),
+        "seed": ("D", theme.t),
+    }
     for kind, (mark, colour) in kinds.items():
         chosen = [point for point in points if point["kind"] == kind]
         if chosen:

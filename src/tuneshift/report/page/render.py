@@ -25,7 +25,8 @@ UNSEEN = {
         code: f"[U+{code:04X}]"
         for code in (
             *range(0x80, 0xA0),  # C1 controls, among them a second form of ANSI's escape
-            0x061C, 0x200B, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2060, 0x2070), 0xFEFF,  # bidi, no width
+            0x061C, 0x200B, 0x200E, 0x200F, *range(0x2028, 0x202F),  # direction, no width, line ends
+            *range(0x2060, 0x2070), 0xFEFF,  # the same
             *range(0xFFF9, 0xFFFC), *range(0xE0000, 0xE0080),  # annotations, and tags, which hide whole texts
         )
     },

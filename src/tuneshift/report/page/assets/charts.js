@@ -36,6 +36,10 @@ function linearTicks(high, wanted = 4) {
 
 const shortNumber = (value) => (value >= 1e4 ? value.toExponential(0).replace("+", "") : String(Number(value.toPrecision(6))));
 
+// The name of a perplexity as it is written in the paper.
+const perplexityOf = (side) => ["PPL", ["F", 4], ["(y", -4], [side, 4], [")", -4]].map((part) =>
+  typeof part === "string" ? part : svg("tspan", { dy: part[1], "font-size": part[1] > 0 ? 9 : 12 }, part[0]));
+
 // The frame of a plot: axes with ticks and names. `x` and `y` map values to places inside `box`.
 function frame(box, label, { x, y, xTicks, yTicks, xName, yName }) {
   const chart = svg("svg", { viewBox: `0 0 ${box.width} ${box.height}`, height: box.height, role: "img", "aria-label": label });
@@ -48,8 +52,8 @@ function frame(box, label, { x, y, xTicks, yTicks, xName, yName }) {
       svg("text", { x: x(tick), y: box.bottom + 18, "text-anchor": "middle" }, shortNumber(tick)));
   }
   chart.append(svg("path", { class: "axis", d: `M${box.left} ${box.bottom}H${box.right}` }),
-    svg("text", { x: box.right, y: box.bottom + 36, "text-anchor": "end" }, xName),
-    svg("text", { x: 0, y: box.top - 10 }, yName));
+    svg("text", { x: box.right, y: box.bottom + 36, "text-anchor": "end" }, ...[xName].flat()),
+    svg("text", { x: 0, y: box.top - 10 }, ...[yName].flat()));
   return chart;
 }
 const boxOf = (width, height, left = 44) => ({ width, height, left, right: width - 12, top: 26, bottom: height - 42 });

@@ -106,7 +106,7 @@ function histogram(axis, id, reply) {
     const most = Math.max(1, ...counts.map(([below, above]) => below + above));
     const y = linear(0, most, box.bottom, box.top);
     const chart = frame(box, `Histogram of ${values.length} perplexities; the table below has the counts.`, {
-      x, y, xTicks: logTicks(1, end, x), yTicks: linearTicks(most), xName: "perplexity", yName: "candidates" });
+      x, y, xTicks: logTicks(1, end, x), yTicks: linearTicks(most), xName: perplexityOf(axis), yName: "candidates" });
     const edge = (index) => end ** (index / bins);
     const wanted = axis === "f" ? 0 : 1; // the side that the rule wants
     counts.forEach((sides, index) => {
@@ -148,7 +148,7 @@ function plane() {
     }
     const label = `${rows.length} candidates by both perplexities: ${groups[2].points.length} kept.`;
     const chart = frame(box, label, { x, y, xTicks: logTicks(1, endF, x), yTicks: logTicks(1, endB, y),
-      xName: "PPL_F(y_f)", yName: "PPL_F(y_b)" });
+      xName: perplexityOf("f"), yName: perplexityOf("b") });
     drawPoints(chart, groups);
     chart.append(...(choice.rule === "ratio" ? ratioLine(x, y, endF, endB) : thresholdLines(box, x, y, rows)));
     legend(byId("scatter-legend"), groups.filter((group) => group.points.length > 0).reverse());

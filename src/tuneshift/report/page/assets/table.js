@@ -173,10 +173,10 @@ function detailReplies(row) {
 const BOUNDS = [0.1, 0.5, 2, 5]; // nats: a token of 90 %, 61 %, 14 % and 0.7 % probability
 function surprising(reply) {
   if (!reply.pieces) return [replyText(reply)];
-  const token = (text, logprob) => {
+  const token = (text, logprob, kind = "") => {
     const level = logprob === null ? 0 : BOUNDS.filter((bound) => -logprob >= bound).length;
-    return el("span", { class: `token s${level}`, title: logprob === null ? "not finite" : `${(-logprob).toFixed(2)} nats` }, text);
+    return el("span", { class: `token s${level} ${kind}`, title: logprob === null ? "not finite" : `${(-logprob).toFixed(2)} nats` }, text);
   };
-  const end = reply.eos === null ? [] : [token("\u23f9", reply.eos)];
+  const end = reply.eos === null ? [] : [" ", token("end", reply.eos, "end")];
   return [...reply.pieces.map((piece, index) => token(piece, reply.logprobs[index])), ...end];
 }

@@ -1,0 +1,257 @@
+"""The page in a real browser, opened from disk: no error, no request, the same decisions as `tuneshift reselect`.
+
+The browser is Debian's chromium; where there is none, these tests are skipped.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from page_run import Written, made_origin, make_run, plain_texts
+from playwright.sync_api import Browser, Page, sync_playwright
+
+from tuneshift.again import reselect
+from tuneshift.report.page.render import write_page
+from tuneshift.run.directory import RunDirectory
+from tuneshift.run.ledger import Ledger
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium: apt-get install chromium")
+
+PHONE, DESKTOP = {"width": 360, "height": 740}, {"width": 1280, "height": 900}
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        unsafe = ["--no-sandbox"] if os.geteuid() == 0 else []  # chromium refuses its own sandbox to root
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=unsafe)
+        yield browser
+        browser.close()
+
+
+Open = Callable[..., Page]
+
+
+@pytest.fixture
+def open_page(browser: Browser) -> Iterator[Open]:
+    """Open a run's page, and prove at the end that it asked for nothing, and that nothing went wrong in it."""
+    contexts, seen = [], []
+
+    def opened(run: RunDirectory, viewport: Any = DESKTOP, **options: Any) -> Page:
+        context = browser.new_context(viewport=viewport, **options)
+        contexts.append(context)
+        page = context.new_page()
+        address = run.page.resolve().as_uri()
+        page.on("console", lambda message: seen.append(message.text) if message.type in ("error", "warning") else None)
+        page.on("pageerror", lambda error: seen.append(str(error)))
+        page.on("request", lambda request: seen.append(request.url) if request.url != address else None)
+        page.on("dialog", lambda dialog: (seen.append(f"dialog: {dialog.message}"), dialog.dismiss()))
+        page.goto(address)
+        page.wait_for_selector("html[data-ready=true]", state="attached")
+        return page
+
+    yield opened
+    for context in contexts:
+        context.close()
+    assert seen == []
+
+
+def with_page(run: RunDirectory) -> RunDirectory:
+    with Ledger(run.ledger) as ledger:
+        write_page(run, ledger, made_origin(run))
+    return run
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
+    return with_page(make_run(tmp_path_factory.mktemp("page"), plain_texts(120)))
+
+
+def shown_number(page: Page, id_: str) -> int:
+    return int(page.inner_text(f"#{id_}").replace("\u2212", "-"))
+
+
+@pytest.mark.parametrize("count_eos", [False, True])
+def test_the_control_decides_as_reselect_does_and_prints_its_command(
+    open_page: Open, tmp_path: Path, count_eos: bool
+) -> None:
+    made = with_page(make_run(tmp_path, plain_texts(120), count_eos=count_eos))
+    page = open_page(made)
+    settings: list[tuple[str, dict[str, float]]] = [
+        ("ppl_diff", {"tau": 1.5}), ("ppl_diff", {"tau": 2}), ("ppl_diff", {"tau": 1.2}),
+        ("asymmetric", {"tau_f": 1.2, "tau_b": 1.6}), ("asymmetric", {"tau_f": 2.25, "tau_b": 2.25}),
+        ("ratio", {"ratio": 1.5}), ("ratio", {"ratio": 1.25}),
+    ]  # fmt: skip
+    counts = set()
+    for rule, thresholds in settings:
+        page.check(f"input[name=rule][value={rule}]")
+        for name, value in thresholds.items():
+            page.fill(f"#at-{name} + input", str(value))
+        page.wait_for_timeout(100)
+        program, *command = page.inner_text("#command").split(" ")
+        overrides = [word for word in command if "=" in word]
+        assert (program, command[:2]) == ("tuneshift", ["reselect", str(made.path)])
+        expected = reselect(made, overrides)
+        found = {name: shown_number(page, f"{name}-count") for name in ("kept", "added", "removed")}
+        assert found == {"kept": expected["kept"], "added": expected["added"], "removed": -expected["removed"]}
+        assert page.inner_text("#keep-rate") == f"{100 * expected['kept'] / 120:.1f} %"
+        if rule == "ppl_diff":
+            quadrants = page.locator("#scatter [data-quadrant]").all_text_contents()
+            reasons = {**expected["reasons"], "low-high": expected["kept"]}
+            names = ("low-high", "high-high", "low-low", "high-low")
+            assert quadrants == [f"{name}: {reasons.get(name, 0)}" for name in names]
+        decided = page.evaluate("document.querySelectorAll('#changes h3').length")
+        assert (decided == 1) == (expected["added"] + expected["removed"] > 0)
+        counts.add(expected["kept"])
+    assert len(counts) > 3  # the settings differ in what they keep
+
+
+def first_cells(page: Page, column: int) -> list[str]:
+    return page.locator(f"#table tr.row td:nth-child({column})").all_inner_texts()
+
+
+def test_search_filters_and_sorting(open_page: Open, run: RunDirectory) -> None:
+    page = open_page(run)
+    page.fill("#filters input[type=search]", "BOSTON")
+    with Ledger(run.ledger) as ledger:
+        candidates = ledger.candidates()
+    matching = [c for c in candidates if "boston" in c.text]
+    assert page.inner_text("#found") == f"{len(matching)} of 120 candidates"
+    assert len(matching) > 5
+    page.fill("#filters input[type=search]", "")
+    page.select_option("#filter-decision", "kept")
+    assert page.inner_text("#found") == f"{sum(c.kept for c in candidates)} of 120 candidates"
+    page.select_option("#filter-decision", "all")
+    page.select_option("#filter-reason", "duplicate")
+    assert set(first_cells(page, 5)) == {"duplicate"}
+    page.select_option("#filter-reason", "")
+    page.click("th[data-column=margin] button")
+    rising = [float(text) for text in first_cells(page, 4)]
+    assert rising == sorted(rising)
+    assert page.get_attribute("th[data-column=margin]", "aria-sort") == "ascending"
+    page.click("th[data-column=margin] button")
+    falling = [float(text) for text in first_cells(page, 4)]
+    assert falling == sorted(falling, reverse=True)
+    assert falling[0] > rising[0]
+
+
+def test_a_candidate_opens_with_the_keyboard_and_shows_both_responses(open_page: Open, run: RunDirectory) -> None:
+    page = open_page(run)
+    page.locator("#table tr.row .open").first.focus()
+    page.keyboard.press("Enter")
+    with Ledger(run.ledger) as ledger:
+        first, second = ledger.candidates()[:2]
+    assert first.y_f is not None
+    assert page.locator("#detail .reply").nth(0).inner_text() == first.text
+    assert page.locator("#detail .reply").nth(1).inner_text() == f"{first.y_f.text} end"
+    assert page.locator("#detail .reply").nth(1).locator(".token").count() == first.y_f.n_tokens + 1  # and the end
+    page.check("#detail input[value=difference]")
+    assert page.locator("#detail mark").count() > 0
+    page.click("#detail button:text-is('Next')")
+    assert page.locator("#detail .reply").nth(0).inner_text() == second.text
+    page.keyboard.press("Escape")
+    assert not page.locator("#detail").is_visible()
+
+
+@pytest.mark.parametrize("viewport", [PHONE, DESKTOP], ids=["phone", "desktop"])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_nothing_serious_stands_in_the_way_of_anybody(
+    open_page: Open, run: RunDirectory, viewport: Any, scheme: Any
+) -> None:
+    page = open_page(run, viewport, color_scheme=scheme)
+    page.evaluate("document.querySelectorAll('details').forEach((node) => { node.open = true; })")
+    page.fill("#at-tau + input", "1.3")
+    found = [_serious(Axe().run(page).response)]
+    page.locator("#table tr.row .open").first.click()
+    found.append(_serious(Axe().run(page).response))
+    assert found == [[], []]
+
+
+def _serious(response: dict[str, Any]) -> list[str]:
+    return [
+        f"{violation['id']}: {[node['html'][:200] for node in violation['nodes'][:3]]}"
+        for violation in response["violations"]
+        if violation["impact"] in ("serious", "critical")
+    ]
+
+
+@pytest.mark.parametrize("width", [360, 390, 768, 1280])
+def test_the_page_never_scrolls_sideways(open_page: Open, run: RunDirectory, width: int) -> None:
+    page = open_page(run, {"width": width, "height": 800})
+    assert page.evaluate("document.documentElement.scrollWidth") == width
+
+
+def test_the_theme_follows_the_system_and_can_be_turned(open_page: Open, run: RunDirectory) -> None:
+    page = open_page(run, color_scheme="dark")
+    ground = "getComputedStyle(document.body).backgroundColor"
+    dark = page.evaluate(ground)
+    page.click("#theme")
+    assert page.evaluate(ground) == "rgb(255, 255, 255)" != dark
+    page.click("#theme")
+    assert page.evaluate(ground) == dark
+
+
+HOSTILE = [
+    "<script>window.hit=1</script>", "</script><script>window.hit=1</script>", "<img src=x onerror=window.hit=1>",
+    "<svg onload=window.hit=1>", "\"><img src=x onerror='window.hit=1'>", "' onmouseover='window.hit=1", "<!--", "-->",
+    "<![CDATA[", "]]>", "{{ 7 * 7 }}", "{% raw %}", "{{ ''.__class__.__mro__ }}", "${window.hit=1}",
+    "`${window.hit=1}`",
+    "javascript:window.hit=1", "<a href='javascript:window.hit=1'>click</a>", "<iframe srcdoc='<script>1</script>'>",
+    "<style>*{display:none}</style>", "<meta http-equiv=refresh content='0;url=https://example.com'>",
+    "<base href='https://example.com/'>", "<link rel=stylesheet href='https://example.com/x.css'>",
+    "\\u003cscript\\u003ewindow.hit=1", "\x1b[2J\x1b]0;title\x07\x9b31m", "\u202egpj.exe\u2066\u2069", "\u2028\u2029",
+    "__proto__", "&lt;b&gt; &amp; &#x3c;", "\U000e0041\U000e0042\u200b\ufeff", "A" * 60_000,
+]  # fmt: skip
+
+
+def test_thirty_hostile_strings_do_nothing(open_page: Open, tmp_path: Path) -> None:
+    assert len(HOSTILE) == 30
+    texts = [Written(f"{text} {place}", text, text[::-1]) for place, text in enumerate(HOSTILE)] * 2
+    name = "".join(HOSTILE[:29])
+    folder = "<img src=x onerror=window.hit=1>{{ 7 * 7 }}'\u202e"
+    made = with_page(make_run(tmp_path, texts, name=name, model_name=folder))
+    text = made.page.read_text(encoding="utf-8")
+    assert {"\x1b", "\x9b", "\u202e", "\u2066", "\u2028", "\u200b", "\U000e0041"} & set(text) == set()
+    for viewport in (PHONE, DESKTOP):
+        page = open_page(made, viewport)
+        for opened in (0, 4):
+            page.locator("#table tr.row .open").nth(opened).click()
+            page.check("#detail input[value=difference]")
+            page.check("#detail input[value=surprise]")
+            page.keyboard.press("Escape")
+        page.mouse.move(100, 100)
+        assert page.evaluate("window.hit") is None
+        assert page.evaluate("document.querySelectorAll('main img, main iframe, main base, main script').length") == 0
+        assert page.evaluate("document.documentElement.scrollWidth") == viewport["width"]
+        assert "49" not in page.inner_text("h1")
+
+
+def test_ten_thousand_candidates_stay_usable(open_page: Open, tmp_path: Path) -> None:
+    texts = [Written(f"{text.prompt} and some more words", "", "") for text in plain_texts(10_000)]
+    made = with_page(make_run(tmp_path, texts, prose=True))
+    assert made.page.stat().st_size < 40e6
+    page = open_page(made)
+    rows = "document.querySelectorAll('#table tr.row').length"
+    assert page.evaluate(rows) < 60
+    page.evaluate("document.querySelector('.viewport').scrollTop = 400000")
+    page.wait_for_timeout(200)
+    assert page.evaluate(rows) < 60
+    middle = int(page.locator("#table tr.row").first.get_attribute("aria-rowindex") or 0)
+    assert 4000 < middle < 6000
+    page.fill("#at-tau + input", "2")
+    page.wait_for_timeout(500)
+    assert shown_number(page, "kept-count") == reselect(made, ["criterion.tau=2"])["kept"]
+
+
+def test_without_an_evaluation_the_page_works(open_page: Open, tmp_path: Path) -> None:
+    page = open_page(with_page(make_run(tmp_path, plain_texts(30), evaluated=False)))
+    assert "No evaluation is configured" in page.inner_text(".lead")
+    assert page.locator("#arms-chart").count() == 0
+    assert page.locator("#table tr.row").count() > 0
