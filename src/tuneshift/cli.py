@@ -63,7 +63,7 @@ def transfer(
         from tuneshift.pipeline import transfer as run_transfer
 
         _quiet_libraries()
-        verdict = run_transfer(loaded, run, progress=open_progress())
+        verdict = run_transfer(loaded, run, progress=open_progress(run.path))
         _show_verdict(verdict, run.path, as_json)
         if not as_json:
             typer.echo(f"report: {run.page}\nadapter: {run.adapter}")
@@ -206,9 +206,14 @@ def report(run: RunPath, as_json: AsJson = False) -> None:
 def show(
     run: RunPath,
     examples: Annotated[int, typer.Option(help="How many of the newest candidates to show.")] = 5,
+    watch: Annotated[bool, typer.Option("--watch", help="Follow the run, as it is seen where it runs.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Show a run's status, its counts by drop reason, and examples; also while it is running."""
+    if watch:
+        from tuneshift.report.live import watch as watch_run
+
+        return watch_run(run)
     from tuneshift.report.status import run_status, status_lines
 
     _print(run_status(run, examples=examples), as_json, status_lines)

@@ -1,26 +1,23 @@
-"""What a person sees while a run goes on: progress bars on a terminal, plain lines elsewhere; always on stderr."""
+"""What a person sees while a run goes on: a live view on a terminal, plain lines elsewhere; always on stderr."""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from pathlib import Path
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.progress import Progress as Bars
-from rich.text import Text
+from tuneshift.progress import Progress, Stage
 
-from tuneshift.progress import Meter, Progress
-
-HOUR = 3600.0  # seconds of past updates from which the time left is told: a round may take minutes
 LINE_SECONDS = 10.0  # at least this long between two plain lines of one stage
 
 
-def open_progress() -> Progress:
-    """Return bars where stderr is a terminal, else plain lines."""
-    return BarProgress() if sys.stderr.isatty() else LineProgress()
+def open_progress(run: Path | None = None) -> Progress:
+    """Return a live view where stderr is a terminal, of the run whose directory is given; else plain lines."""
+    if not sys.stderr.isatty():
+        return LineProgress()
+    from tuneshift.report.live import LiveProgress
+
+    return LiveProgress(run)
 
 
 def clean(text: str) -> str:
@@ -28,66 +25,45 @@ def clean(text: str) -> str:
     return "".join(c if c.isprintable() else " " for c in text)
 
 
+def duration(seconds: float) -> str:
+    """Return seconds for people."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def stage_line(stage: Stage) -> str:
+    """Return how far a stage is, as one line."""
+    parts = [f"{stage.title}: {stage.done} of {stage.total} {stage.unit}"]
+    if stage.rate is not None:
+        parts.append(f"{stage.rate:.1f}/s")
+    if stage.ended:
+        parts.append(f"in {duration(stage.updated - stage.started)}")
+    elif stage.seconds_left is not None and stage.done < stage.total:
+        parts.append(f"{duration(stage.seconds_left)} left")
+    return ", ".join(parts) + (f"; {stage.info}" if stage.info else "")
+
+
 class LineProgress(Progress):
     """One line a note, and one every ten seconds of a stage."""
 
-    @contextmanager
-    def stage(self, title: str, *, total: int, unit: str, done: int = 0) -> Iterator[Meter]:
+    def __init__(self) -> None:
+        self._printed = 0.0
+
+    def show(self, stage: Stage) -> None:
         """Print the stage's advance with its rate and the time left."""
-        started = time.monotonic()
-        printed, before = started, done
-
-        class Lines(Meter):
-            def update(self, done: int, info: str = "") -> None:
-                nonlocal printed
-                now = time.monotonic()
-                if now - printed >= LINE_SECONDS or done >= total:
-                    printed = now
-                    rate = (done - before) / max(now - started, 1e-9)
-                    left = f", {(total - done) / rate:.0f} s left" if before < done < total else ""
-                    _say(f"{title}: {done} of {total} {unit}, {rate:.1f}/s{left}; {info}")
-
-        _say(f"{title}: {total - done} {unit} to go")
-        yield Lines(total)
+        began = stage.updated == stage.started
+        if began and not stage.ended:
+            _say(f"{stage.title}: {stage.total - stage.done} {stage.unit} to go")
+        elif stage.ended or stage.updated - self._printed >= LINE_SECONDS:
+            _say(stage_line(stage))
+        else:
+            return
+        self._printed = stage.updated
 
     def note(self, text: str) -> None:
         """Print a line."""
         _say(text)
-
-
-class BarProgress(Progress):
-    """A rich progress bar a stage, with rate and time left."""
-
-    def __init__(self) -> None:
-        self._console = Console(stderr=True, highlight=False)
-
-    @contextmanager
-    def stage(self, title: str, *, total: int, unit: str, done: int = 0) -> Iterator[Meter]:
-        """Show a bar while the stage is open."""
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn(f"{unit}, {{task.fields[rate]}}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[info]}", markup=False),
-        )
-        with Bars(*columns, console=self._console, speed_estimate_period=HOUR) as bars:
-            task = bars.add_task(title, total=total, completed=done, info="", rate="")
-            started, before = time.monotonic(), done
-
-            class Bar(Meter):
-                def update(self, done: int, info: str = "") -> None:
-                    rate = (done - before) / max(time.monotonic() - started, 1e-9)
-                    bars.update(task, completed=done, info=clean(info), rate=f"{rate:.1f}/s")
-
-            yield Bar(total)
-
-    def note(self, text: str) -> None:
-        """Print a line above the bar."""
-        self._console.print(Text(clean(text)))
 
 
 def _say(text: str) -> None:

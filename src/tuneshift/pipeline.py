@@ -40,6 +40,7 @@ from tuneshift.run.manifest import origin, write_manifest
 from tuneshift.run.records import Candidate, GeneratorCall
 from tuneshift.run.resume import check_resumable, open_ledger, synthesis_finished
 from tuneshift.run.usage import peak_memory, timed
+from tuneshift.run.watching import Recorded
 from tuneshift.wiring import (
     Generator,
     SynthesisModels,
@@ -75,8 +76,9 @@ def transfer(loaded: LoadedConfig, run: RunDirectory, *, progress: Progress = SI
         with synthesis_models(loaded, inputs, progress) as models, open_ledger(loaded, run, inputs.digests) as ledger:
             ledger.add_seconds("preflight", time.monotonic() - started)
             # 2) Synthesis: new prompts, both answers, F's scores, the criterion; round by round.
-            synthesize(loaded, inputs, models, ledger, progress)
+            synthesize(loaded, inputs, models, ledger, Recorded(progress, ledger))
     with open_ledger(loaded, run, inputs.digests) as ledger:
+        progress = Recorded(progress, ledger)
         # 3) Dataset: the kept pairs, with where each comes from.
         candidates, criterion = ledger.candidates(), loaded.config.criterion
         rows = kept_rows(candidates, target_size=loaded.config.synthesis.target_size, count_eos=criterion.count_eos)
@@ -140,16 +142,22 @@ class Synthesis:
         size = self.limits.target_size
         with progress.stage("Synthesis", total=size, unit="kept pairs", done=min(len(kept), size)) as meter:
             while (reason := stop_reason(candidates, rounds=len(ledger.rounds()), limits=self.limits)) is None:
-                candidates += self.round(candidates, ledger)
+                candidates += self.round(candidates, ledger, meter.say)
                 kept = [candidate for candidate in candidates if candidate.kept]
                 newest = f"{kept[-1].text!r} ->{kept[-1].y_f.text!r}" if kept and kept[-1].y_f else "nothing kept yet"
                 meter.update(min(len(kept), size), f"{len(candidates)} candidates; {newest}")
         return reason
 
-    def round(self, candidates: Sequence[Candidate], ledger: Ledger) -> list[Candidate]:
-        """Make one round behind `candidates`, commit it, and return its candidates with their decisions."""
+    def round(
+        self, candidates: Sequence[Candidate], ledger: Ledger, say: Callable[[str], None] = lambda info: None
+    ) -> list[Candidate]:
+        """Make one round behind `candidates`, commit it, and return its candidates with their decisions.
+
+        `say` is told what the round is at.
+        """
         started = time.monotonic()
         rounds = ledger.rounds()
+        say(f"round {len(rounds) + 1}: G writes prompts")
 
         # 1) The generator continues examples drawn from the pool: seeds and kept prompts (section 3.4).
         calls = ledger.calls(len(rounds)) or self.write_prompts(candidates, len(rounds), ledger)
@@ -175,6 +183,7 @@ class Synthesis:
             decoding=self.decoding,
             run_seed=self.run_seed,
             worth=lambda y_f: asks_base and (everything or may_keep(y_f, criterion)),
+            say=lambda info: say(f"round {len(rounds) + 1}: {info}"),
         )
         new = [replace(c, y_f=answers[c.id].y_f, y_b=answers[c.id].y_b) if c.id in answers else c for c in new]
         new = self.instruments.measure(new, criterion, gated=not everything)
@@ -250,7 +259,7 @@ def distill_run(loaded: LoadedConfig, run: RunDirectory, progress: Progress) -> 
 
         def on_step(done: int, total: int, loss: float | None) -> None:
             shown = f", loss {loss:.3f} nats per token" if loss is not None else ""
-            meter.update(meter.total * done // total, f"step {done} of {total}{shown}")
+            meter.update(meter.stage.total * done // total, f"step {done} of {total}{shown}")
 
         summary = train(
             pairs(rows),

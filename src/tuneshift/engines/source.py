@@ -39,15 +39,19 @@ class Source:
         decoding: Decoding,
         run_seed: int,
         worth: Callable[[Response], bool] = lambda y_f: True,
+        say: Callable[[str], None] = lambda info: None,
     ) -> dict[str, Answers]:
         """Let F answer each prompt, and B where F's response is `worth` it; score the answers under F.
 
-        `prompts` maps a candidate's id, which seeds the randomness of its answers, to its prompt.
+        `prompts` maps a candidate's id, which seeds the randomness of its answers, to its prompt. `say` is told who
+        answers.
         """
         if not prompts:
             return {}
+        say(f"F answers {len(prompts)} prompts")
         y_f = self._answers_of_f(prompts, decoding, run_seed)
         asked = {name: prompts[name] for name in prompts if worth(y_f[name])}
+        say(f"B answers {len(asked)} of {len(prompts)} prompts")
         y_b = self.answer_base(asked, decoding=decoding, run_seed=run_seed)
         return {name: Answers(y_f=y_f[name], y_b=y_b.get(name)) for name in prompts}
 

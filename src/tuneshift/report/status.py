@@ -12,6 +12,7 @@ from tuneshift.run.directory import RunDirectory, read_json
 from tuneshift.run.ledger import Ledger
 from tuneshift.run.records import Candidate, Response
 from tuneshift.run.stored import counts_eos
+from tuneshift.run.watching import phase
 
 
 def run_status(path: Path, *, examples: int) -> dict[str, Any]:
@@ -28,7 +29,7 @@ def run_status(path: Path, *, examples: int) -> dict[str, Any]:
     verdict = read_json(run.verdict) if run.verdict.exists() else None
     return {
         "run": str(path),
-        "phase": _phase(run, stop),
+        "phase": phase(run, stop),
         "rounds": len(rounds),
         "candidates": len(candidates),
         "kept": sum(candidate.kept for candidate in candidates),
@@ -65,14 +66,6 @@ def status_lines(status: dict[str, Any]) -> list[str]:
                 shown = ", ".join(f"{name} {_number(value)}" for name, value in example["measures"].items())
                 lines.append(f"      {shown}")
     return [clean(line) for line in lines]
-
-
-def _phase(run: RunDirectory, stop: str | None) -> str:
-    if run.manifest.exists():
-        return "finished"
-    if stop is None:
-        return "synthesis"
-    return "evaluation" if run.training.exists() else "distillation"
 
 
 def _example(candidate: Candidate, count_eos: bool) -> dict[str, Any]:

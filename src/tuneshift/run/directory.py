@@ -17,6 +17,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import shutil
 import socket
 from collections.abc import Callable
@@ -28,6 +29,8 @@ from typing import Any, TypeVar
 from tuneshift.errors import RunDirectoryError
 
 Parsed = TypeVar("Parsed")
+HOLDER = re.compile(r"process (\d+) on (.+)")
+"""What the lock's file says."""
 CONFIG_HEADER = "# relative paths start at "
 """How a run's own config.yaml begins."""
 
@@ -100,6 +103,14 @@ class RunDirectory:
     def keep(self) -> None:
         """Say that the directory holds results from now on and outlives an error."""
         self._created = []
+
+    def holder(self) -> tuple[int, str] | None:
+        """Return the process and the machine that took the lock last, which says nothing of whether they hold it."""
+        try:
+            found = HOLDER.fullmatch((self.path / ".lock").read_text(encoding="utf-8", errors="replace"))
+        except OSError:
+            return None
+        return (int(found[1]), found[2]) if found else None
 
     def check_unused(self) -> None:
         """Prove that a new run overwrites nothing here but what an earlier start of a run left.

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,6 +64,23 @@ class RoundSummary:
     decoding: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class Counts:
+    """What the committed rounds amount to.
+
+    `reasons` counts candidates by outcome, most frequent first; `written_tokens` are those of G, F and B, written in
+    `seconds`; `newest_kept` is the text and y_f of the candidate that was kept last.
+    """
+
+    rounds: int
+    candidates: int
+    kept: int
+    reasons: dict[str, int]
+    written_tokens: int
+    seconds: float
+    newest_kept: tuple[str, str] | None
+
+
 ROLES = ("y_f", "y_b")
 CALL_JSON = ("demos", "raw", "finished", "decoding")
 CALLS, ROUNDS, CANDIDATES = (
@@ -77,14 +94,20 @@ CALLS, ROUNDS, CANDIDATES = (
 class Ledger:
     """The database of one run, as a context manager.
 
+    With `read_only` it writes nothing and keeps nobody from writing, so it may be opened while a run goes on.
+
     Raises:
         RunDirectoryError: the file is damaged, cannot be written, or is no ledger of this version; on opening, and for
             what SQLite finds later, on leaving the context.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, read_only: bool = False) -> None:
         self.path = path
-        self._db = sqlite3.connect(path, isolation_level=None)
+        self._read_only = read_only
+        try:
+            self._db = sqlite3.connect(_address(path) if read_only else path, isolation_level=None, uri=read_only)
+        except sqlite3.Error as error:
+            raise self._unusable(error) from error
         try:
             self._open()
         except (sqlite3.Error, UnicodeDecodeError) as error:
@@ -95,6 +118,9 @@ class Ledger:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, *trace: object) -> None:
+        with suppress(sqlite3.Error):  # a reader that is still there keeps closing from emptying the log
+            if not self._read_only:
+                self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         self._db.close()
         if isinstance(error, sqlite3.Error):
             raise self._unusable(error) from error
@@ -218,6 +244,22 @@ class Ledger:
                 ]
             )
 
+    def counts(self) -> Counts:
+        """Return what the committed rounds amount to, without reading the candidates' text."""
+        reasons = self._db.execute("SELECT reason, count(*) FROM candidates GROUP BY reason ORDER BY 2 DESC").fetchall()
+        kept = self._db.execute("SELECT count(*) FROM candidates WHERE kept").fetchone()[0]
+        rounds, seconds = self._db.execute("SELECT count(*), total(seconds) FROM rounds").fetchone()
+        asked = self._db.execute("SELECT total(generated_tokens) FROM calls WHERE round < ?", (rounds,)).fetchone()[0]
+        answered = self._db.execute("SELECT total(n_tokens) FROM responses").fetchone()[0]
+        newest = self._db.execute(
+            "SELECT c.text, r.text FROM candidates c JOIN responses r ON r.candidate_id = c.id AND r.role = 'y_f' "
+            "WHERE c.kept ORDER BY c.id DESC LIMIT 1"
+        ).fetchone()
+        total = sum(count for _, count in reasons)
+        return Counts(
+            rounds, total, kept, dict(map(tuple, reasons)), int(asked + answered), seconds, newest and tuple(newest)
+        )
+
     def add_seconds(self, stage: str, seconds: float) -> None:
         """Add time spent in a stage; a stopped and continued stage adds up."""
         with self._transaction():
@@ -262,17 +304,22 @@ class Ledger:
     def _open(self) -> None:
         self._db.row_factory = sqlite3.Row
         self._db.execute("PRAGMA busy_timeout = 5000")
+        if self._read_only:
+            return self._check_version()
         self._db.execute("PRAGMA journal_mode = WAL")
         self._db.execute("PRAGMA synchronous = FULL")
         self._db.execute("PRAGMA foreign_keys = ON")
         if self._version() == (0, 0):
             self._create()
-        if self._version() != (APPLICATION_ID, SCHEMA_VERSION):
-            application, version = self._version()
-            raise sqlite3.DatabaseError(f"application {application:#x} version {version}, not a TuneShift ledger")
+        self._check_version()
         problems = self._db.execute("PRAGMA quick_check").fetchone()[0]
         if problems != "ok":
             raise sqlite3.DatabaseError(problems)
+
+    def _check_version(self) -> None:
+        application, version = self._version()
+        if (application, version) != (APPLICATION_ID, SCHEMA_VERSION):
+            raise sqlite3.DatabaseError(f"application {application:#x} version {version}, not a TuneShift ledger")
 
     def _version(self) -> tuple[int, int]:
         application, version = (
@@ -291,6 +338,17 @@ class Ledger:
 
     def _transaction(self) -> _Transaction:
         return _Transaction(self._db)
+
+
+def _address(path: Path) -> str:
+    """Return the URI that reads a ledger without writing.
+
+    Where no process has left a write-ahead log, nothing changes the file, and SQLite need not even make its index of
+    the log.
+    """
+    log = path.with_name(f"{path.name}-wal")
+    unchanging = "" if log.exists() and log.stat().st_size else "&immutable=1"
+    return f"{path.absolute().as_uri()}?mode=ro{unchanging}"
 
 
 class _Transaction:
