@@ -220,6 +220,19 @@ def show(
 
 
 @app.command()
+def compare(
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN RUN ...", help="Run directories; the first is compared with.")
+    ],
+    as_json: AsJson = False,
+) -> None:
+    """Put runs side by side: settings that differ, counts, rates, and paired tests on the same questions."""
+    from tuneshift.report.compare import compare_lines, compare_runs
+
+    _print(compare_runs(runs), as_json, compare_lines)
+
+
+@app.command()
 def export(
     run: RunPath,
     format_name: Annotated[

@@ -145,7 +145,7 @@ def expand_variables(value: Any, *, shown_as: str) -> Any:
 
 def difference(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
     """Return a line for each setting that differs between two raw mappings, as `key: before -> after`."""
-    old, new = _flatten(before), _flatten(after)
+    old, new = flatten(before), flatten(after)
     default = "(default)"
     return [
         f"{key}: {old.get(key, default)} -> {new.get(key, default)}"
@@ -154,11 +154,12 @@ def difference(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]
     ]
 
 
-def _flatten(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+def flatten(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Return each setting of nested sections under its full name, as JSON."""
     flat: dict[str, str] = {}
     for key, value in mapping.items():
         if isinstance(value, Mapping):
-            flat |= _flatten(value, f"{prefix}{key}.")
+            flat |= flatten(value, f"{prefix}{key}.")
         else:
             flat[f"{prefix}{key}"] = json.dumps(value, ensure_ascii=False)
     return flat
