@@ -91,8 +91,12 @@ def prompts_of(engine: Engine) -> list[list[int]]:
 
 
 def generated(engine: Engine, *, fine_tuned: bool = True) -> list[Any]:
-    prompts = prompts_of(engine)
-    return engine.generate(prompts, seeds=range(len(prompts)), decoding=DECODING, fine_tuned=fine_tuned)
+    prompts, told = prompts_of(engine), [0]
+    options = {"decoding": DECODING, "fine_tuned": fine_tuned, "told": told.append}
+    written = engine.generate(prompts, seeds=range(len(prompts)), **options)  # type: ignore[arg-type]
+    assert told == sorted(told)
+    assert told[-1] == len(prompts)
+    return written
 
 
 def actors(engine: RayEngine) -> list[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -247,6 +248,20 @@ def test_answers_are_not_reencoded_unless_a_stop_string_began_inside_a_token(sou
             assert_scored_by(tuned, encode_prompt(tokenizer, prompt), response)
         if response.reencoded:
             assert list(response.token_ids) == tokenizer(response.text, add_special_tokens=False)["input_ids"]
+
+
+def test_who_waits_is_told_how_many_answers_are_there(tiny: Tiny) -> None:
+    said: list[str] = []
+    batches = replace(ENGINES, batch_size=3)
+    small = open_source(weights(str(tiny.llama), adapter=str(tiny.adapter)), engines=batches, canary_prompts=CANARIES)
+    wanted = list(ASKED)[:4]
+    small.answer(
+        {name: ASKED[name] for name in wanted},
+        decoding=FAITHFUL,
+        run_seed=0,
+        say=said.append,
+    )
+    assert said == [f"{who}: {done} of 4 answers" for who in ("F", "B") for done in (0, 3, 4)]
 
 
 def test_no_prompts_get_no_answers(source: Source) -> None:

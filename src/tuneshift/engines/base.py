@@ -7,7 +7,7 @@ before and after. Text becomes ids in `tuneshift.encoding` alone, so F and B see
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -127,6 +127,14 @@ def check_ids(reader: Reader, texts: Sequence[Sequence[int]], *, room: int = 0) 
             raise ModelError(f"In the prompt of {len(ids)} tokens {objection}. Use the model's own tokenizer.")
 
 
+Told = Callable[[int], None]
+"""Is called with how many of a call's texts are done."""
+
+
+def untold(done: int) -> None:
+    """Tell nobody."""
+
+
 class Engine(Protocol):
     """A language model, with or without its fine-tuning."""
 
@@ -139,9 +147,18 @@ class Engine(Protocol):
         """What the model can read: tokenizer, context, vocabulary."""
 
     def generate(
-        self, prompts: Sequence[Sequence[int]], *, seeds: Sequence[int], decoding: Decoding, fine_tuned: bool
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        seeds: Sequence[int],
+        decoding: Decoding,
+        fine_tuned: bool,
+        told: Told = untold,
     ) -> list[Completion]:
-        """Continue each prompt, in order. `seeds` holds one seed a prompt, used by nothing else."""
+        """Continue each prompt, in order. `seeds` holds one seed a prompt, used by nothing else.
+
+        `told` is called with the number of prompts that are done, as often as the engine knows it.
+        """
 
     def score(self, requests: Sequence[ScoreRequest], *, fine_tuned: bool) -> list[tuple[float, ...]]:
         """Return the raw log-probability in nats of each response token of each request, in order."""

@@ -14,7 +14,16 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from tuneshift.adapters import attach_adapter, merged_copy
 from tuneshift.encoding import Reader
-from tuneshift.engines.base import Comparison, Completion, Decoding, ScoreRequest, as_completion, check_ids
+from tuneshift.engines.base import (
+    Comparison,
+    Completion,
+    Decoding,
+    ScoreRequest,
+    Told,
+    as_completion,
+    check_ids,
+    untold,
+)
 from tuneshift.engines.batching import BATCH_SIZE, generation_batches, scoring_batches
 from tuneshift.engines.decoding import Row, compare_distributions, decode, token_logprobs
 from tuneshift.errors import ModelError
@@ -116,7 +125,13 @@ class HfEngine:
         return Reader(self._tokenizer, context_length(self._base.config), rows)
 
     def generate(
-        self, prompts: Sequence[Sequence[int]], *, seeds: Sequence[int], decoding: Decoding, fine_tuned: bool
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        seeds: Sequence[int],
+        decoding: Decoding,
+        fine_tuned: bool,
+        told: Told = untold,
     ) -> list[Completion]:
         """Continue each prompt, in order; equal prompts of a batch are read once."""
         import torch
@@ -130,8 +145,11 @@ class HfEngine:
             batch_size=self._batch_size,
         )
         with self._weights(fine_tuned) as model, torch.compiler.set_stance("force_eager"):
+            done = 0
             for batch in batches:
                 self._halving(batch, lambda part: self._decode(model, part, decoding))
+                done += len(batch)
+                told(done)
         written = [(row.prompt, row.ids, row.logprobs) for row in rows]
         return [as_completion(self._tokenizer, *row, eos_ids=self.eos_ids, stop=decoding.stop) for row in written]
 

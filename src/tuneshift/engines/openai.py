@@ -15,7 +15,16 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from tuneshift.encoding import Reader
-from tuneshift.engines.base import Comparison, Completion, Decoding, ScoreRequest, as_completion, check_ids
+from tuneshift.engines.base import (
+    Comparison,
+    Completion,
+    Decoding,
+    ScoreRequest,
+    Told,
+    as_completion,
+    check_ids,
+    untold,
+)
 from tuneshift.engines.options import Endpoint
 from tuneshift.errors import ConfigError, ModelError
 
@@ -85,7 +94,13 @@ class OpenAIEngine:
         return self._reader
 
     def generate(
-        self, prompts: Sequence[Sequence[int]], *, seeds: Sequence[int], decoding: Decoding, fine_tuned: bool
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        seeds: Sequence[int],
+        decoding: Decoding,
+        fine_tuned: bool,
+        told: Told = untold,
     ) -> list[Completion]:
         """Continue each prompt, in order."""
         check_ids(self._reader, prompts)
@@ -100,7 +115,7 @@ class OpenAIEngine:
         def ask(item: tuple[Sequence[int], int]) -> Sampled:
             return self._ask(item[0], fine_tuned, seed=item[1] % 2**63, **sampling)
 
-        written = self._together(ask, list(zip(prompts, seeds, strict=True)))
+        written = self._together(ask, list(zip(prompts, seeds, strict=True)), told)
         return [
             as_completion(self._tokenizer, prompt, w.ids, w.logprobs, eos_ids=self.eos_ids, stop=decoding.stop)
             for prompt, w in zip(prompts, written, strict=True)
@@ -137,13 +152,17 @@ class OpenAIEngine:
         for client in self._clients.values():
             client.close()
 
-    def _together(self, ask: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
+    def _together(self, ask: Callable[[Any], Any], items: Sequence[Any], told: Told = untold) -> list[Any]:
+        answers: list[Any] = []
         with ThreadPoolExecutor(self._concurrency) as pool:
             try:
-                return list(pool.map(ask, items))
+                for answer in pool.map(ask, items):
+                    answers.append(answer)
+                    told(len(answers))
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
+        return answers
 
     def _listed(self, side: bool) -> dict[str, Any]:
         """Return the server's entry of a model, which proves address, key and name."""

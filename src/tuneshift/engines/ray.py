@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tuneshift.encoding import Reader
-from tuneshift.engines.base import Comparison, Completion, Decoding, ScoreRequest, Weights
+from tuneshift.engines.base import Comparison, Completion, Decoding, ScoreRequest, Told, Weights, untold
 from tuneshift.engines.batching import generation_batches, scoring_batches
 from tuneshift.engines.canary import AGREEMENT, Canary
 from tuneshift.engines.workers import Call, Layout, Opened, Opener, Pool, Wanted
@@ -75,7 +75,13 @@ class RayEngine:
         return self._opened[0].reader
 
     def generate(
-        self, prompts: Sequence[Sequence[int]], *, seeds: Sequence[int], decoding: Decoding, fine_tuned: bool
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        seeds: Sequence[int],
+        decoding: Decoding,
+        fine_tuned: bool,
+        told: Told = untold,
     ) -> list[Completion]:
         """Continue each prompt, in order."""
         batches = generation_batches(
@@ -89,7 +95,7 @@ class RayEngine:
             own, own_seeds = ([of[index] for index in batch] for of in (prompts, seeds))
             return methodcaller("generate", own, seeds=own_seeds, decoding=decoding, fine_tuned=fine_tuned)
 
-        return self._in_order(batches, call)
+        return self._in_order(batches, call, told)
 
     def score(self, requests: Sequence[ScoreRequest], *, fine_tuned: bool) -> list[tuple[float, ...]]:
         """Return each response token's raw log-probability in nats."""
@@ -120,16 +126,25 @@ class RayEngine:
         )
         return self._in_order(batches, lambda batch: call([requests[index] for index in batch]))
 
-    def _in_order(self, batches: Sequence[Sequence[int]], call: Callable[[Sequence[int]], Call]) -> list[Any]:
+    def _in_order(
+        self, batches: Sequence[Sequence[int]], call: Callable[[Sequence[int]], Call], told: Told = untold
+    ) -> list[Any]:
         """Return the results of all batches in the order of the indices that they hold."""
         longest_first = list(reversed(batches))  # so that the workers end at about the same time
         results: dict[int, Any] = {}
-        for batch, part in zip(longest_first, self._run([call(batch) for batch in longest_first]), strict=True):
+        done = 0
+
+        def ended(number: int) -> None:
+            nonlocal done
+            done += len(longest_first[number])
+            told(done)
+
+        for batch, part in zip(longest_first, self._run([call(batch) for batch in longest_first], ended), strict=True):
             results.update(zip(batch, part, strict=True))
         return [results[index] for index in range(len(results))]
 
-    def _run(self, calls: Sequence[Call | None]) -> list[list[Any]]:
-        replies = self._pool.run(self._wanted, calls)
+    def _run(self, calls: Sequence[Call | None], ended: Told = untold) -> list[list[Any]]:
+        replies = self._pool.run(self._wanted, calls, ended)
         for reply in replies:
             if reply.opened is not None:
                 self._admit(reply.opened)

@@ -8,7 +8,7 @@ from typing import Any
 
 from tuneshift.adapters import check_adapter_base
 from tuneshift.encoding import encode_prompt, encode_response
-from tuneshift.engines.base import Completion, Decoding, Engine, ScoreRequest, Weights, derive_seed
+from tuneshift.engines.base import Completion, Decoding, Engine, ScoreRequest, Told, Weights, derive_seed, untold
 from tuneshift.engines.canary import Canary
 from tuneshift.engines.opening import open_engine, open_proved
 from tuneshift.engines.options import EngineOptions
@@ -44,30 +44,38 @@ class Source:
         """Let F answer each prompt, and B where F's response is `worth` it; score the answers under F.
 
         `prompts` maps a candidate's id, which seeds the randomness of its answers, to its prompt. `say` is told who
-        answers.
+        has answered how many.
         """
         if not prompts:
             return {}
-        say(f"F answers {len(prompts)} prompts")
-        y_f = self._answers_of_f(prompts, decoding, run_seed)
+        y_f = self._answers_of_f(prompts, decoding, run_seed, lambda n: say(f"F: {n} of {len(prompts)} answers"))
         asked = {name: prompts[name] for name in prompts if worth(y_f[name])}
-        say(f"B answers {len(asked)} of {len(prompts)} prompts")
-        y_b = self.answer_base(asked, decoding=decoding, run_seed=run_seed)
+        y_b = self.answer_base(
+            asked, decoding=decoding, run_seed=run_seed, told=lambda n: say(f"B: {n} of {len(asked)} answers")
+        )
         return {name: Answers(y_f=y_f[name], y_b=y_b.get(name)) for name in prompts}
 
     def answer_base(
-        self, prompts: Mapping[str, str], *, decoding: Decoding, run_seed: int, role: str = "y_b", before: str = ""
+        self,
+        prompts: Mapping[str, str],
+        *,
+        decoding: Decoding,
+        run_seed: int,
+        role: str = "y_b",
+        before: str = "",
+        told: Told = untold,
     ) -> dict[str, Response]:
         """Let B answer each prompt with `before` standing before it; F scores the answers behind the prompt alone.
 
-        `prompts` is as in `answer`; `role` seeds the randomness too.
+        `prompts` is as in `answer`; `role` seeds the randomness too; `told` is as in `Engine.generate`.
         """
         if not prompts:
             return {}
+        told(0)
         writer = self.substitute or self.engine
         own = [tuple(encode_prompt(writer.tokenizer, before + prompt)) for prompt in prompts.values()]
         seeds = [derive_seed(run_seed, role, name) for name in prompts]
-        written = writer.generate(own, seeds=seeds, decoding=decoding, fine_tuned=False)
+        written = writer.generate(own, seeds=seeds, decoding=decoding, fine_tuned=False, told=told)
         if self.substitute is not None:
             written = [self._reencoded(completion) for completion in written]
         encoded = [tuple(encode_prompt(self.engine.tokenizer, prompt)) for prompt in prompts.values()]
@@ -87,10 +95,13 @@ class Source:
         for engine in self.engines():
             engine.close()
 
-    def _answers_of_f(self, prompts: Mapping[str, str], decoding: Decoding, run_seed: int) -> dict[str, Response]:
+    def _answers_of_f(
+        self, prompts: Mapping[str, str], decoding: Decoding, run_seed: int, told: Told
+    ) -> dict[str, Response]:
+        told(0)
         encoded = [tuple(encode_prompt(self.engine.tokenizer, prompt)) for prompt in prompts.values()]
         seeds = [derive_seed(run_seed, "y_f", name) for name in prompts]
-        written = self.engine.generate(encoded, seeds=seeds, decoding=decoding, fine_tuned=True)
+        written = self.engine.generate(encoded, seeds=seeds, decoding=decoding, fine_tuned=True, told=told)
         if self.substitute is not None:  # y_b will take the path through text: both suffer the same re-encoding
             written = [self._reencoded(completion) for completion in written]
         return dict(zip(prompts, self._scored(encoded, written, own=True), strict=True))

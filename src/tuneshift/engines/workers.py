@@ -169,8 +169,12 @@ class Pool:
             _pools[layout] = cls(layout)
         return _pools[layout]
 
-    def run(self, wanted: Wanted, calls: Sequence[Call | None]) -> list[Reply]:
+    def run(
+        self, wanted: Wanted, calls: Sequence[Call | None], ended: Callable[[int], None] = lambda number: None
+    ) -> list[Reply]:
         """Hand each call to a free worker, in order, and return the replies in the same order.
+
+        `ended` is told the number of each call that has ended.
 
         With as many calls as workers, and none running, each worker gets one.
 
@@ -197,6 +201,7 @@ class Pool:
                         if error is not None:
                             raise error.cause from error
                         replies[number] = future.result()
+                        ended(number)
                         continue
                     self._starting[worker.place.remote().future()] = worker
                     waiting.appendleft(number)
