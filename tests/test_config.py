@@ -118,6 +118,7 @@ def test_the_smallest_complete_file_loads_with_the_papers_defaults(tmp_path: Pat
         },
         "run": {
             "dir": None, "seed": 0, "device": "auto", "dtype": "auto", "trust_remote_code": False, "compile": False,
+            "trackers": [],
         },
     }  # fmt: skip
 
@@ -712,7 +713,7 @@ ALSO = {
     "engine.base": ["engine.kind=openai", "engine.fine_tuned={base_url: 'http://h/v1', model: m}"],
 }
 WHERE_IT_RUNS = {
-    "run.dir", "engine.workers", "engine.ray_address", "engine.threads", "engine.tensor_parallel_size",
+    "run.dir", "run.trackers", "engine.workers", "engine.ray_address", "engine.threads", "engine.tensor_parallel_size",
     "engine.gpu_memory_utilization", "engine.python",
     "engine.reference_check",
 }  # fmt: skip

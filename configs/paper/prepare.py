@@ -82,7 +82,7 @@ def main() -> None:
             TrainingSettings(target=resolve_model(options.base)),  # the defaults are the paper's
             output_dir=adapter,
             checkpoint_dir=folder / "checkpoints",
-            on_step=lambda done, total, loss: print(f"{done} of {total}") if done % 50 == 0 else None,
+            on_step=lambda done, total, numbers: print(f"{done} of {total}") if done % 50 == 0 else None,
         )
         print(adapter)
 

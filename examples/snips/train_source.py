@@ -143,7 +143,7 @@ def main() -> None:
             settings,
             output_dir=work / "adapter",
             checkpoint_dir=work / "checkpoints",
-            on_step=lambda done, total, loss: print(f"{done} of {total}") if done % 50 == 0 else None,
+            on_step=lambda done, total, numbers: print(f"{done} of {total}") if done % 50 == 0 else None,
         )
         publish(work / "adapter", options.output / "adapter", options.base_name)
     accuracy = evaluate(options.base, options.output / "adapter", options.output)

@@ -135,9 +135,10 @@ def check_config(
 
 
 def result_settings(config: Config) -> dict[str, Any]:
-    """Return the settings that can change results: all but where the run lies, and how its models are reached."""
+    """Return the settings that can change results: all but where it lies, who follows it, how models are reached."""
     relevant = config.model_dump(mode="json")
-    relevant["run"].pop("dir")
+    for where in ("dir", "trackers"):
+        relevant["run"].pop(where)
     api, engine = relevant["generator"].pop("api"), relevant.pop("engine")
     if api is not None:
         relevant["generator"]["api"] = {key: api[key] for key in ("base_url", "model")}

@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
     from trl import SFTConfig, SFTTrainer
 
+OnStep = Callable[[int, int, Mapping[str, float]], None]
+"""Is told (steps done, steps in all, the newest whole epoch's numbers: `loss` in nats per token, and trl's others)."""
 SEAL = "sealed.json"
 TRAINER_DEFAULTS: dict[str, Any] = {
     "lr_scheduler_type": "linear",  # paper, section H.1
@@ -55,9 +57,10 @@ TRAINER_DEFAULTS: dict[str, Any] = {
     "disable_tqdm": True,
 }
 """What differs from the defaults of trl's `SFTConfig`."""
-SETTINGS_ARGUMENTS = (
-    "num_train_epochs", "learning_rate", "per_device_train_batch_size", "gradient_accumulation_steps", "seed",
+DISTILL_ARGUMENTS = (
+    "num_train_epochs", "learning_rate", "per_device_train_batch_size", "gradient_accumulation_steps",
 )  # fmt: skip
+SETTINGS = {name: f"distill.{name}" for name in DISTILL_ARGUMENTS} | {"seed": "run.seed", "report_to": "run.trackers"}
 OWN_ARGUMENTS = (
     "output_dir", "use_cpu", "max_steps", "max_length", "packing", "padding_free", "dataset_kwargs", "loss_type",
     "remove_unused_columns", "label_smoothing_factor", "assistant_only_loss", "completion_only_loss", "eos_token",
@@ -122,12 +125,11 @@ def distill(
     *,
     output_dir: Path,
     checkpoint_dir: Path,
-    on_step: Callable[[int, int, float | None], None] = lambda done, total, loss: None,
+    on_step: OnStep = lambda done, total, numbers: None,
 ) -> TrainingSummary:
     """Train a LoRA on the target in this process, or as one of its ranks, and save it under `output_dir`.
 
-    A stopped training continues at the last epoch that `checkpoint_dir` holds. `on_step` is told (steps done, steps in
-    all, newest mean loss in nats per token).
+    A stopped training continues at the last epoch that `checkpoint_dir` holds. `on_step` is called after each step.
 
     Raises:
         ModelError: a pair does not fit into the target's context, or a target module does not exist.
@@ -187,8 +189,8 @@ def trainer_arguments(settings: TrainingSettings, checkpoint_dir: Path) -> SFTCo
 
     given = settings.trainer_args
     for name in given:
-        if name in SETTINGS_ARGUMENTS:
-            raise ConfigError(f"distill.trainer_args: {name} has a setting of its own. Set it there.")
+        if name in SETTINGS:
+            raise ConfigError(f"distill.trainer_args: {name} has a setting of its own. Set {SETTINGS[name]}.")
         if name in OWN_ARGUMENTS:
             raise ConfigError(f"distill.trainer_args: {name} is set by the run and cannot be changed. Remove it.")
     try:
@@ -317,7 +319,7 @@ def make_trainer(
     tokenizer: PreTrainedTokenizerBase,
     dataset: Dataset,
     arguments: SFTConfig,
-    on_step: Callable[[int, int, float | None], None],
+    on_step: OnStep,
 ) -> SFTTrainer:
     """Return trl's trainer with the head on response rows; on one CUDA device trl does so itself."""
     from torch.utils.data import RandomSampler
@@ -361,19 +363,21 @@ def make_trainer(
     return trainer
 
 
-def _epoch_callback(on_step: Callable[[int, int, float | None], None]) -> Any:
+def _epoch_callback(on_step: OnStep) -> Any:
     from transformers import TrainerCallback
 
     class EpochCallback(TrainerCallback):
         """Reports progress, and seals each checkpoint once all of it is written."""
 
-        loss: float | None = None
+        def __init__(self) -> None:
+            self.numbers: dict[str, float] = {}
 
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-            self.loss = (logs or {}).get("loss", self.loss)
+            if "loss" in (logs or {}):  # and not the summary at the end
+                self.numbers = {name: float(value) for name, value in logs.items()}
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            on_step(state.global_step, state.max_steps, self.loss)
+            on_step(state.global_step, state.max_steps, self.numbers)
 
         def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             agree(lambda: None)  # every rank has written its part

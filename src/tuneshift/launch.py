@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -25,7 +25,7 @@ from typing import Any
 import yaml
 
 import tuneshift.errors
-from tuneshift.distill import Pair, TrainingSettings, TrainingSummary, distill
+from tuneshift.distill import OnStep, Pair, TrainingSettings, TrainingSummary, distill
 from tuneshift.errors import ConfigError, TrainingError, UserError
 from tuneshift.models import LoadOptions, pick_device
 
@@ -140,7 +140,7 @@ def train(
     *,
     output_dir: Path,
     checkpoint_dir: Path,
-    on_step: Callable[[int, int, float | None], None] = lambda done, total, loss: None,
+    on_step: OnStep = lambda done, total, numbers: None,
 ) -> TrainingSummary:
     """Do what `tuneshift.distill.distill` does, in the processes of `settings.accelerate` where there are any.
 
@@ -196,7 +196,7 @@ def _copied_config(path: Path, checkpoint_dir: Path) -> Path:
     return copied
 
 
-def _listen(launcher: subprocess.Popen[str], on_step: Callable[[int, int, float | None], None]) -> dict[str, Any]:
+def _listen(launcher: subprocess.Popen[str], on_step: OnStep) -> dict[str, Any]:
     """Pass the steps on as they come, and return all else that the processes said; the first to say it counts."""
     said: dict[str, Any] = {}
     assert launcher.stdout is not None

@@ -10,7 +10,7 @@ import json
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -40,7 +40,7 @@ from tuneshift.run.manifest import origin, write_manifest
 from tuneshift.run.records import Candidate, GeneratorCall
 from tuneshift.run.resume import check_resumable, open_ledger, synthesis_finished
 from tuneshift.run.usage import peak_memory, timed
-from tuneshift.run.watching import Recorded
+from tuneshift.tracking import followed, verdict_numbers
 from tuneshift.wiring import (
     Generator,
     SynthesisModels,
@@ -76,9 +76,12 @@ def transfer(loaded: LoadedConfig, run: RunDirectory, *, progress: Progress = SI
         with synthesis_models(loaded, inputs, progress) as models, open_ledger(loaded, run, inputs.digests) as ledger:
             ledger.add_seconds("preflight", time.monotonic() - started)
             # 2) Synthesis: new prompts, both answers, F's scores, the criterion; round by round.
-            synthesize(loaded, inputs, models, ledger, Recorded(progress, ledger))
-    with open_ledger(loaded, run, inputs.digests) as ledger:
-        progress = Recorded(progress, ledger)
+            with followed(progress, loaded.config.run.trackers, run, ledger) as told:
+                synthesize(loaded, inputs, models, ledger, told)
+    with (
+        open_ledger(loaded, run, inputs.digests) as ledger,
+        followed(progress, loaded.config.run.trackers, run, ledger) as progress,
+    ):
         # 3) Dataset: the kept pairs, with where each comes from.
         candidates, criterion = ledger.candidates(), loaded.config.criterion
         rows = kept_rows(candidates, target_size=loaded.config.synthesis.target_size, count_eos=criterion.count_eos)
@@ -99,6 +102,7 @@ def transfer(loaded: LoadedConfig, run: RunDirectory, *, progress: Progress = SI
             verdict = gather_evidence(run.evaluation, examination(loaded, inputs, run.adapter), progress=progress)
         verdict |= {"criterion": criterion.name, "trained_pairs": len(rows), **what_it_took(loaded, ledger)}
         write_json(run.verdict, verdict)
+        progress.log("evaluation", 1, verdict_numbers(verdict))
 
         # 6) Report, and last of all the manifest that vouches for every file.
         finish(run, ledger)
@@ -146,6 +150,8 @@ class Synthesis:
                 kept = [candidate for candidate in candidates if candidate.kept]
                 newest = f"{kept[-1].text!r} ->{kept[-1].y_f.text!r}" if kept and kept[-1].y_f else "nothing kept yet"
                 meter.update(min(len(kept), size), f"{len(candidates)} candidates; {newest}")
+                counts = {"kept": len(kept), "candidates": len(candidates)}
+                progress.log("synthesis", candidates[-1].round + 1, counts | {"keep_rate": len(kept) / len(candidates)})
         return reason
 
     def round(
@@ -256,10 +262,15 @@ def distill_run(loaded: LoadedConfig, run: RunDirectory, progress: Progress) -> 
     with progress.stage(
         "Distillation", total=loaded.config.distill.num_train_epochs * len(rows), unit="pairs"
     ) as meter:
+        logged: Mapping[str, float] = {}
 
-        def on_step(done: int, total: int, loss: float | None) -> None:
-            shown = f", loss {loss:.3f} nats per token" if loss is not None else ""
+        def on_step(done: int, total: int, numbers: Mapping[str, float]) -> None:
+            nonlocal logged
+            shown = f", loss {numbers['loss']:.3f} nats per token" if numbers else ""
             meter.update(meter.stage.total * done // total, f"step {done} of {total}{shown}")
+            if numbers != logged:
+                progress.log("distillation", done - 1, numbers)  # of the epoch that ended before this step
+            logged = numbers
 
         summary = train(
             pairs(rows),
@@ -268,6 +279,7 @@ def distill_run(loaded: LoadedConfig, run: RunDirectory, progress: Progress) -> 
             checkpoint_dir=run.checkpoints,
             on_step=on_step,
         )
+    progress.log("distillation", summary.steps, {"loss": summary.losses[-1]})  # the last epoch's, after the last step
     write_json(run.training, asdict(summary))
     return summary.peak_cuda_memory_bytes
 

@@ -140,7 +140,7 @@ def _rehearse(loaded: LoadedConfig, learnt: list[Pair], folder: Path) -> float:
     settings = training_settings(loaded)
     needed = pairs_per_step(settings) * REHEARSAL_STEPS
     repeated = (learnt * needed)[:needed]
-    rehearsal = {"save_strategy": "no", "report_to": "none"}
+    rehearsal = {"save_strategy": "no"}
     times: list[float] = []
     train(
         repeated,

@@ -23,6 +23,7 @@ from tuneshift.models import file_sha256, resolve_model
 from tuneshift.prompts.contamination import HeldOut
 from tuneshift.questions import question_sections, read_questions
 from tuneshift.sandbox import no_sandbox
+from tuneshift.tracking import check_trackers
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ def read_inputs(config: Config, *, folder: Path, trains: bool = True) -> Inputs:
     Raises:
         UserError: the first thing that is wrong.
     """
+    check_trackers(config.run.trackers)
     files = {"seeds": Path(config.seeds)}
     seeds = read_seeds(files["seeds"], config.prompt_template)
     asked: dict[str, list[Item]] = {}

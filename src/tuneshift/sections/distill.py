@@ -24,7 +24,7 @@ class DistillSection(Section):
     gradient_accumulation_steps: int = Field(1, ge=1, description="Batches in an optimizer step.")
     trainer_args: dict[str, Any] = Field(
         default_factory=dict,
-        description="Any other argument of trl's SFTConfig (`report_to`, `bf16`, ...); it wins.",
+        description="Any other argument of trl's SFTConfig (`bf16`, `lr_scheduler_type`, ...); it wins.",
     )
     accelerate: PathText | None = Field(
         None,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from tuneshift.sections.base import PathText, Section
@@ -15,6 +17,11 @@ class RunSection(Section):
     device: str = Field("auto", description="Torch device; `auto` is the first CUDA device, else the CPU.")
     dtype: str = Field(
         "auto", description="Weights' dtype; `auto` is bfloat16 where the hardware has it, else float32."
+    )
+    trackers: tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...] = Field(
+        (),
+        description="Experiment trackers that get the run's numbers while it goes on, never its texts, settings or "
+        "files (docs/trackers.md); none by default, since some send them to their maker's servers.",
     )
     trust_remote_code: bool = Field(False, description="Let a model repository's own Python code run.")
     compile: bool = Field(
