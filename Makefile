@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 VLLM_VENV := .venv-vllm
 
-.PHONY: demo test check format clean bubblewrap chromium
+.PHONY: demo test check docs format clean bubblewrap chromium
 
 demo: $(VENV)/installed  ## move a real adapter from SmolLM2-135M to Gemma-3-270M
 	$(BIN)/tuneshift demo
@@ -30,6 +30,9 @@ check: $(VENV)/installed  ## lint, format and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: $(VENV)/installed  ## the documentation's site, in site/
+	$(BIN)/mkdocs build --strict
+
 format: $(VENV)/installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -37,7 +40,7 @@ format: $(VENV)/installed
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,eval,gguf,openai,ray]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,docs,eval,gguf,openai,ray,tensorboard]'
 	# Without its clients of hosted models, which need another protobuf than Ray and older ones of other packages.
 	$(BIN)/python -m pip install --quiet --no-deps evalplus==0.3.1
 	# For the test that Axolotl reads what is exported for it; the trainer itself wants another torch.
@@ -56,4 +59,4 @@ $(VLLM_VENV)/installed:
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(VLLM_VENV) tuneshift-demo
+	rm -rf $(VENV) $(VLLM_VENV) tuneshift-demo site
