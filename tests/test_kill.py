@@ -15,7 +15,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
@@ -133,8 +133,8 @@ def after_a_training_step(act: Callable[[], None], number: int) -> None:
     original = module._epoch_callback
 
     def epoch_callback(on_step: Callable[..., None]) -> Any:
-        def acting(done: int, total: int, loss: float | None) -> None:
-            on_step(done, total, loss)
+        def acting(done: int, total: int, numbers: Mapping[str, float]) -> None:
+            on_step(done, total, numbers)
             if done == number:
                 act()
 

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -115,7 +115,7 @@ def together(
         settings_of(tiny),
         request.param,
         files[request.param],
-        on_step=lambda done, total, loss: told.append((done, total)),
+        on_step=lambda done, total, numbers: told.append((done, total)),
     )
     return request.param, folder, summary, told
 
@@ -185,7 +185,7 @@ def test_an_interrupted_training_goes_on_to_the_same_adapter(
     settings = settings_of(tiny, lora_dropout=0.1)  # each process has a random state of its own to go on with
     train_in_two(tmp_path / "whole", settings, kind, files[kind])
 
-    def stop(done: int, total: int, loss: float | None) -> None:
+    def stop(done: int, total: int, numbers: Mapping[str, float]) -> None:
         if done == 2 * STEPS_PER_EPOCH + 1:
             raise Stopped
 

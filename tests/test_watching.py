@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from tuneshift.errors import RunDirectoryError
+from tuneshift.errors import Interrupted, RunDirectoryError
 from tuneshift.progress import Progress, Stage
 from tuneshift.report import live
 from tuneshift.report.live import keep_rate, snapshot_line, time_left, view, watch
@@ -288,6 +288,14 @@ def test_watching_follows_a_run_to_its_end(run: RunDirectory, capsys: pytest.Cap
     assert "5 of 8 kept" in lines[0]
     assert "6 of 8 kept" in lines[1]
     assert "finished" in lines[2]
+
+
+def test_who_has_seen_enough_ends_the_watching_and_not_the_run(run: RunDirectory) -> None:
+    def pause(seconds: float) -> None:
+        raise Interrupted
+
+    watch(run.path, console=Console(file=io.StringIO(), force_terminal=False), pause=pause)
+    assert snapshot(run).phase == "synthesis"
 
 
 def test_watching_waits_for_the_ledger_but_not_for_a_folder(tmp_path: Path, run: RunDirectory) -> None:
