@@ -12,17 +12,14 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
 from tuneshift.errors import Interrupted, ResumeRefused, TuneShiftError
-
-if TYPE_CHECKING:
-    from rich.console import Console
+from tuneshift.report.terminal import key_lines, print_result, print_verdict
 
 EXIT_NO_IMPROVEMENT = 3
 
@@ -64,7 +61,7 @@ def transfer(
 
         _quiet_libraries()
         verdict = run_transfer(loaded, run, progress=open_progress(run.path))
-        _show_verdict(verdict, run.path, as_json)
+        print_verdict(verdict, run.path, as_json)
         if not as_json:
             typer.echo(f"report: {run.page}\nadapter: {run.adapter}")
     if verdict["improved"] is False:
@@ -83,7 +80,7 @@ def plan(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = Fals
 
     _quiet_libraries()
     estimate = make_plan(loaded, progress=open_progress())
-    _print(estimate, as_json, plan_lines)
+    print_result(estimate, as_json, plan_lines)
 
 
 @app.command()
@@ -104,7 +101,7 @@ def size(
 
     _quiet_libraries()
     found = estimate(loaded, device=device, prompt_tokens=prompt_tokens, keep_rate=keep_rate)
-    _print(found, as_json, estimate_lines)
+    print_result(found, as_json, estimate_lines)
 
 
 @app.command()
@@ -118,7 +115,7 @@ def doctor(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = Fa
 
     _quiet_libraries()
     diagnosis = examine(loaded, progress=open_progress())
-    _print(asdict(diagnosis), as_json, lambda result: diagnosis.lines())
+    print_result(asdict(diagnosis), as_json, lambda result: diagnosis.lines())
     if diagnosis.agrees is False:
         raise typer.Exit(2)
 
@@ -134,7 +131,7 @@ def measure(run: RunPath, overrides: Overrides = None, as_json: AsJson = False) 
 
         _quiet_libraries()
         result = run_measure(directory, overrides or [], progress=open_progress())
-    _print(result, as_json, _key_lines)
+    print_result(result, as_json, key_lines)
 
 
 @app.command()
@@ -145,7 +142,7 @@ def reselect(run: RunPath, overrides: Overrides = None, as_json: AsJson = False)
 
     with RunDirectory.existing(run) as directory:
         result = run_reselect(directory, overrides or [])
-    _print(result, as_json, _key_lines)
+    print_result(result, as_json, key_lines)
 
 
 @app.command()
@@ -159,7 +156,7 @@ def evaluate(run: RunPath, overrides: Overrides = None, as_json: AsJson = False)
 
         _quiet_libraries()
         verdict, folder = evaluate_again(directory, overrides or [], progress=open_progress())
-        _show_verdict(verdict, folder, as_json)
+        print_verdict(verdict, folder, as_json)
     if verdict["improved"] is False:
         raise typer.Exit(EXIT_NO_IMPROVEMENT)
 
@@ -179,7 +176,7 @@ def study(
 
     loaded, folder = load_study(path), run_dir or Path("studies") / path.stem
     if dry_run:
-        _print(whats_to_do(loaded, Products(folder)), as_json, _key_lines)
+        print_result(whats_to_do(loaded, Products(folder)), as_json, key_lines)
         return
     with RunDirectory(folder) as directory:
         from tuneshift.console import open_progress
@@ -188,7 +185,7 @@ def study(
         _quiet_libraries()
         results = run_study(loaded, directory, progress=open_progress())
         shown = (folder / "results.md").read_text(encoding="utf-8")
-        _print(results, as_json, lambda _: [shown, f"results: {folder}"])
+        print_result(results, as_json, lambda _: [shown, f"results: {folder}"])
 
 
 @app.command()
@@ -199,7 +196,7 @@ def report(run: RunPath, as_json: AsJson = False) -> None:
 
     with RunDirectory.existing(run) as directory:
         report_again(directory)
-        _print({"report": str(directory.report), "page": str(directory.page)}, as_json, _key_lines)
+        print_result({"report": str(directory.report), "page": str(directory.page)}, as_json, key_lines)
 
 
 @app.command()
@@ -216,7 +213,7 @@ def show(
         return watch_run(run)
     from tuneshift.report.status import run_status, status_lines
 
-    _print(run_status(run, examples=examples), as_json, status_lines)
+    print_result(run_status(run, examples=examples), as_json, status_lines)
 
 
 @app.command()
@@ -229,7 +226,7 @@ def compare(
     """Put runs side by side: settings that differ, counts, rates, and paired tests on the same questions."""
     from tuneshift.report.compare import compare_lines, compare_runs
 
-    _print(compare_runs(runs), as_json, compare_lines)
+    print_result(compare_runs(runs), as_json, compare_lines)
 
 
 @app.command()
@@ -273,7 +270,7 @@ def push(
         published = Published(model_repo=to, dataset_repo=dataset, base_model=base_model, licence=licence)
         publication = prepare(directory, published, private=private, anyway=anyway)
         sent = send(publication) if go else None
-    _print({**publication.described(), "sent": sent}, as_json, publication_lines)
+    print_result({**publication.described(), "sent": sent}, as_json, publication_lines)
 
 
 @app.command()
@@ -320,7 +317,7 @@ def env(as_json: AsJson = False) -> None:
     """Print versions, hardware and the code's git commit: paste it into a bug report."""
     from tuneshift.run.manifest import environment
 
-    _print(environment(), as_json, _key_lines)
+    print_result(environment(), as_json, key_lines)
 
 
 def main() -> None:
@@ -344,59 +341,6 @@ def _fail(message: str, code: int) -> NoReturn:
     lines = [clean(line) for line in message.splitlines()]
     typer.echo("tuneshift: " + "\n".join(lines), err=True)
     sys.exit(code)
-
-
-def _print(result: dict[str, Any], as_json: bool, lines: Callable[[dict[str, Any]], list[str]]) -> None:
-    if as_json:
-        typer.echo(json.dumps(result, ensure_ascii=False, allow_nan=False))
-    else:
-        for line in lines(result):
-            typer.echo(line)
-
-
-def _key_lines(result: dict[str, Any], indent: str = "") -> list[str]:
-    lines: list[str] = []
-    for key, value in result.items():
-        if isinstance(value, dict):
-            lines += [f"{indent}{key}:", *_key_lines(value, indent + "  ")]
-        else:
-            lines.append(f"{indent}{key}: {'n/a' if value is None else value}")
-    return lines
-
-
-def _show_verdict(verdict: dict[str, Any], path: Path, as_json: bool) -> None:
-    """Print the verdict as a table on one screen, or as JSON."""
-    if as_json:
-        typer.echo(json.dumps({"run": str(path), **verdict}, ensure_ascii=False, allow_nan=False))
-        return
-    from rich.console import Console
-    from rich.table import Table
-
-    from tuneshift.evaluate.verdict import points_with_interval, sentence
-    from tuneshift.report.markdown import ACCURACY_HEADER, accuracy_rows, regression_line
-
-    console = Console(highlight=False)
-    if verdict["improved"] is not None:
-        table = Table(*ACCURACY_HEADER)
-        for row in accuracy_rows(verdict):
-            table.add_row(*row)
-        console.print(table)
-        recovery = f"{verdict['recovery']:.2f}" if verdict["recovery"] is not None else "n/a"
-        gain = points_with_interval(verdict["difference"], verdict["difference_interval"], verdict["after"]["n"])
-        console.print(f"gain {gain}; McNemar p {verdict['mcnemar_p']:.2g}; recovery {recovery}")
-        if verdict["regression"] is not None:
-            console.print(regression_line(verdict["regression"]))
-    if "kept" in verdict:
-        _show_costs(verdict, console)
-    console.print(sentence(verdict))
-    console.print(f"results: {path}", soft_wrap=True)
-
-
-def _show_costs(verdict: dict[str, Any], console: Console) -> None:
-    stages = ", ".join(f"{stage} {value:.0f}" for stage, value in verdict["seconds"].items())
-    total, memory = sum(verdict["seconds"].values()), verdict["peak_memory_bytes"] / 2**30
-    console.print(f"kept {verdict['kept']} of {verdict['candidates']} candidates; peak memory {memory:.1f} GiB")
-    console.print(f"{total:.0f} s: {stages}")
 
 
 def _quiet_libraries() -> None:
