@@ -14,7 +14,7 @@ from typing import Any
 from pyarrow import parquet
 
 from tuneshift.study.figures import write_figures
-from tuneshift.study.summary import summarize
+from tuneshift.study.summary import shown_arms, summarize
 from tuneshift.study.tables import markdown
 
 HERE = Path(__file__).parent
@@ -66,7 +66,7 @@ def main() -> None:
         if not (HERE / "results" / f"{name}.json").is_file():
             continue  # not run yet
         results, note = read_results(HERE / "results", name)
-        figures = write_figures(PAGE.parent / "results" / name, results["cells"])
+        figures = write_figures(PAGE.parent / "results" / name, shown_arms(results))
         tables = markdown(results, {cell: f"results/{path}" for cell, path in figures.items()})
         command = f"`tuneshift study studies/{name}.yaml`, [result file](../studies/results/{name}.json)"
         said = (HERE / f"{name}.md").read_text(encoding="utf-8").strip()

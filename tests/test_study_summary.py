@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import runpy
 import shutil
 from pathlib import Path
@@ -23,7 +24,8 @@ from tuneshift.evaluate.seeds import (
     seed_test,
 )
 from tuneshift.sections.study import MODELS
-from tuneshift.study.summary import summarize
+from tuneshift.study.figures import write_figures
+from tuneshift.study.summary import shown_arms, summarize
 from tuneshift.study.tables import markdown
 
 ROOT = Path(__file__).parents[1]
@@ -230,7 +232,10 @@ def test_questions_that_were_not_recorded_are_neither_compared_nor_averaged(give
 
 
 def test_the_page_says_what_its_figures_rest_on(given: Tables, found: dict[str, Any]) -> None:
-    page = markdown({**found, "settings": SETTINGS, "rows": given[0]}, {})
+    figures = {name: f"figures/{name}.png" for name in shown_arms(found)}
+    page = markdown({**found, "settings": SETTINGS, "rows": given[0]}, figures)
+    assert set(re.findall(r"\((figures/.*?)\)", page)) == set(figures.values())
+    assert "figures/mean_over_task,base=other.png" in page
     assert "3 replicates (0, 1, 2)" in page
     assert "of three seeds, 83 % held the truth at worst" in page
     assert "12 with filter, 16 with the target before, 6 between cells" in page
@@ -243,6 +248,12 @@ def test_the_page_says_what_its_figures_rest_on(given: Tables, found: dict[str, 
     said = markdown({**summarize(SETTINGS, *alone), "settings": SETTINGS, "rows": alone[0]}, {})
     assert "One replicate: intervals and p values are about these trainings" in said
     assert "83 %" not in said
+
+
+def test_there_is_a_figure_for_each_cell_and_mean(found: dict[str, Any], tmp_path: Path) -> None:
+    written = write_figures(tmp_path / "figures", shown_arms(found))
+    assert list(written) == [*found["cells"], "mean_over_task,base=own", "mean_over_task,base=other"]
+    assert all((tmp_path / path).read_bytes().startswith(b"\x89PNG") for path in written.values())
 
 
 # The committed results

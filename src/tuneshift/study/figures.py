@@ -1,4 +1,4 @@
-"""A figure for each cell of a study: every arm's mean accuracy with its interval."""
+"""A figure for each cell of a study and each mean over cells: every arm's mean accuracy with its interval."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TRAINED, UNTRAINED = "#0072B2", "#D55E00"
 
 
 def write_figures(folder: Path, cells: dict[str, Any]) -> dict[str, str]:
-    """Write a PNG and an SVG for each cell, the same bytes each time; return the PNGs' paths from the folder above.
+    """Write a PNG and an SVG for each cell and mean, the same bytes each time; return the PNGs' paths from above it.
 
     Raises:
         ConfigError: matplotlib is not installed.

@@ -19,7 +19,7 @@ from tuneshift.study.arms import Trial
 from tuneshift.study.figures import write_figures
 from tuneshift.study.grid import Study, Unit
 from tuneshift.study.products import Products
-from tuneshift.study.summary import summarize
+from tuneshift.study.summary import shown_arms, summarize
 from tuneshift.study.tables import markdown
 
 Row = dict[str, Any]
@@ -45,7 +45,7 @@ def write_results(study: Study, products: Products, trials: Sequence[Trial], pro
     _write_parquet(root / "timings.parquet", timings)
     write_json(root / "results.json", results)
     try:
-        figures = write_figures(root / "figures", results["cells"])
+        figures = write_figures(root / "figures", shown_arms(results))
     except ConfigError as error:
         progress.note(f"Warning: {error}")
         figures = {}

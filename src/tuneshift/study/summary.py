@@ -90,6 +90,11 @@ def summarize(settings: Mapping[str, Any], rows: Sequence[Row], outcomes: Sequen
     }
 
 
+def shown_arms(results: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what has arms to show in a figure, by name: the cells and the means over them."""
+    return {**results["cells"], **{mean["name"]: mean for mean in results["means"]}}
+
+
 def _cells(settings: Mapping[str, Any], rows: Sequence[Row], outcomes: Sequence[Row]) -> list[Cell]:
     """Return the cells in the order of the rows."""
     axes = list(settings.get("axes") or {})
@@ -259,6 +264,7 @@ def _means(settings: Mapping[str, Any], cells: Sequence[Cell]) -> Iterator[Row]:
         if None in asked or len(set(asked)) < len(asked):
             continue
         yield {
+            "name": ",".join([f"mean_over_{axis}", *(f"{other}={level}" for other, level in levels.items())]),
             "axis": axis,
             "levels": levels,
             "cells": [cell.name for cell in group],

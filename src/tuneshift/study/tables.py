@@ -19,7 +19,7 @@ ONE_REPLICATE = "One replicate: intervals and p values are about these trainings
 
 
 def markdown(results: Row, figures: dict[str, str]) -> str:
-    """Return what `results.json` holds as tables; `figures` are the paths of the cells' figures."""
+    """Return what `results.json` holds as tables; `figures` are the figures' paths, by cell and mean."""
     parts = [_introduction(results)]
     for cell, found in results["cells"].items():
         own = [row for row in results["rows"] if all(row[axis] == level for axis, level in found["levels"].items())]
@@ -27,7 +27,10 @@ def markdown(results: Row, figures: dict[str, str]) -> str:
         parts += [f"- Not trained: {arm}: {one['reason']}" for arm, one in found["arms"].items() if one["reason"]]
         if cell in figures:
             parts.append(f"![{cell}]({figures[cell]})")
-    parts += [_between_cells(results["across"], results["interactions"]), *(_mean(mean) for mean in results["means"])]
+    parts += [
+        _between_cells(results["across"], results["interactions"]),
+        *(_mean(mean, figures) for mean in results["means"]),
+    ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -116,7 +119,7 @@ def _between_cells(across: Sequence[Row], interactions: Sequence[Row]) -> str:
     return f"## Between cells\n\n{said}\n\n{markdown_table(header, table)}"
 
 
-def _mean(mean: Row) -> str:
+def _mean(mean: Row, figures: dict[str, str]) -> str:
     """Return the mean over the levels of an axis, of which each asks its own questions."""
     header = ["arm", "accuracy", "95 % interval", "items x seeds", "gain over target before", "95 % interval"]
     header += [f"against {mean['reference']}", "95 % interval"]
@@ -131,7 +134,9 @@ def _mean(mean: Row) -> str:
         "cells at once. Intervals alone: no test was made."
     )
     left_out = [f"- Not averaged: {name}: {arm['reason']}" for name, arm in mean["arms"].items() if arm["reason"]]
-    return "\n\n".join([f"## Mean over {mean['axis']}{elsewhere}", said, markdown_table(header, table), *left_out])
+    image = [f"![{mean['name']}]({figures[mean['name']]})"] if mean["name"] in figures else []
+    heading = f"## Mean over {mean['axis']}{elsewhere}"
+    return "\n\n".join([heading, said, markdown_table(header, table), *left_out, *image])
 
 
 def _accuracy(arm: Row) -> list[str]:
