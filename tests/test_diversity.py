@@ -76,3 +76,9 @@ def test_the_longest_overlap_is_a_run_of_words() -> None:
     assert longest_overlap(texts, ["play a song", "now PLAY the song!"]) == (3, 1, 1)
     assert longest_overlap(texts, ["nothing"]) is None
     assert longest_overlap([], ["a"]) is None
+
+
+@pytest.mark.parametrize("length", range(1, 20))
+def test_the_longest_overlap_is_found_at_every_length(length: int) -> None:
+    run = " ".join(f"w{n}" for n in range(length))
+    assert longest_overlap(["other", f"x {run} y"], ["none", "z", f"{run} q"]) == (length, 1, 2)

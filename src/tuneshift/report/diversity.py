@@ -112,21 +112,27 @@ def longest_overlap(texts: Sequence[str], references: Sequence[str]) -> tuple[in
     Of equally long ones the first text's with its first reference counts; `None` where no word is shared.
     """
     split, known = [words(text) for text in texts], [words(text) for text in references]
-    best = None
-    length = 1
-    while True:
+
+    def shared(length: int) -> tuple[int, int] | None:
         first: dict[tuple[str, ...], int] = {}
         for place, found in enumerate(known):
             for gram in _grams(found, length):
                 first.setdefault(gram, place)
-        hit = next(
-            ((at, first[gram]) for at, found in enumerate(split) for gram in _grams(found, length) if gram in first),
-            None,
-        )
+        runs = ((at, gram) for at, found in enumerate(split) for gram in _grams(found, length))
+        return next(((at, first[gram]) for at, gram in runs if gram in first), None)
+
+    # What shares a run shares all shorter ones: double the length until none is shared, then halve the gap.
+    low, high, best = 0, 1, None
+    while (hit := shared(high)) is not None:
+        low, high, best = high, 2 * high, hit
+    while high - low > 1:
+        middle = (low + high) // 2
+        hit = shared(middle)
         if hit is None:
-            return best
-        best = (length, *hit)
-        length += 1
+            high = middle
+        else:
+            low, best = middle, hit
+    return None if best is None else (low, *best)
 
 
 def _grams(split: Sequence[str], n: int) -> list[tuple[str, ...]]:

@@ -50,13 +50,12 @@ def family(
 
 def _fruitful(kept: Sequence[Candidate], parents: Mapping[str, Sequence[str]]) -> list[dict[str, Any]]:
     """Return the kept prompts with the most descendants: pairs that have it among their parents, theirs, and so on."""
-    ancestors: dict[str, set[str]] = {}
-    descendants: Counter[str] = Counter()
-    for c in kept:
-        own = [p for p in parents[c.id] if p in ancestors]
-        ancestors[c.id] = set(own).union(*(ancestors[p] for p in own))
-        descendants.update(ancestors[c.id])
-    texts = {c.id: c.text for c in kept}
+    reached = {c.id: 0 for c in kept}  # by each pair: a bit for every descendant, at its place among the kept ones
+    for place in reversed(range(len(kept))):  # a child comes after its parents, so its own are complete
+        for p in parents[kept[place].id]:
+            if p in reached:
+                reached[p] |= reached[kept[place].id] | 1 << place
+    most = sorted(kept, key=lambda c: -reached[c.id].bit_count())[:MOST_PARENTS]
     return [
-        {"id": name, "text": texts[name], "descendants": count} for name, count in descendants.most_common(MOST_PARENTS)
+        {"id": c.id, "text": c.text, "descendants": count} for c in most if (count := reached[c.id].bit_count()) > 0
     ]
