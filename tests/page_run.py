@@ -87,7 +87,7 @@ def make_run(
     run = RunDirectory(folder / "run")
     with run, open_ledger(loaded, run, digests) as ledger:
         tokenizer.save_pretrained(run.adapter)
-        model = {"reference": model_name, "path": str(folder / model_name)}
+        model = {"reference": str(folder / model_name), "path": str(folder / model_name)}
         ledger.set_meta(stop_reason="enough", models=json.dumps({"source.base": model, "target.model": model}))
         _record(ledger, candidates)
         rows = kept_rows(candidates, target_size=len(candidates), count_eos=count_eos)

@@ -19,7 +19,6 @@ from tuneshift.report.page import examples as page_examples
 from tuneshift.report.page.document import page_document
 from tuneshift.report.page.examples import token_pieces
 from tuneshift.report.page.family import family
-from tuneshift.report.page.origins import licence
 from tuneshift.report.page.render import as_data, render, source_hash, visible, write_page
 from tuneshift.report.page.sources import Sources
 from tuneshift.report.page.variety import round_groups
@@ -271,15 +270,11 @@ def test_rounds_are_grouped_evenly() -> None:
     assert groups[-1] == ("25", 24, 24)
 
 
-def test_a_models_licence_is_read_from_its_card(tmp_path: Path) -> None:
-    assert licence(tmp_path) is None
-    card = tmp_path / "README.md"
-    card.write_text("---\nlicense: apache-2.0\nlanguage: en\n---\n# A model\n")
-    assert licence(tmp_path) == "apache-2.0"
-    card.write_text("---\nlicense: [unclosed\n---\n")
-    assert licence(tmp_path) is None
-    card.write_text("# license: mit\n")
-    assert licence(tmp_path) is None
+def test_models_are_told_with_licence_and_hash_or_why_not(document: dict[str, Any]) -> None:
+    base, target = document["origins"]["models"]
+    assert (base["role"], target["role"]) == ("B, the source's base", "T, the target")
+    assert base["licence"] == "not known (there is no README.md in the model's folder)"
+    assert (base["sha256"], base["reason"]) == (None, "no local folder of weights")
 
 
 def test_only_settings_that_differ_are_told(document: dict[str, Any]) -> None:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel
 
 from tuneshift.config import Config, section_class
@@ -15,6 +13,7 @@ from tuneshift.report.page.examples import clip
 from tuneshift.report.page.sources import Sources, or_missing
 from tuneshift.report.page.variety import held_out_texts
 from tuneshift.report.privacy import scan
+from tuneshift.report.provenance import ROLES, public_models
 
 SHOWN = 300  # characters of an overlapping prompt; a guess
 
@@ -23,9 +22,10 @@ def origins(sources: Sources) -> dict[str, Any]:
     """Return models, environment, unusual settings, overlaps and counts of what looks like personal data."""
     kept = [candidate for candidate in sources.candidates if candidate.kept]
     texts = [candidate.text for candidate in kept]
+    public = public_models(sources.origin["models"])
     return {
         "models": [
-            {"role": role, **model, "licence": licence(Path(model["path"]))}
+            {**model, "role": ROLES[role], "licence": str(public[role].licence)}
             for role, model in sources.origin["models"].items()
         ],
         "environment": {key: sources.origin[key] for key in ("python", "platform", "processor", "cores", "cuda")},
@@ -39,20 +39,6 @@ def origins(sources: Sources) -> dict[str, Any]:
         },
         "personal": scan((c.id, f"{c.prompt}\n{c.y_f.text if c.y_f else ''}") for c in kept),
     }
-
-
-def licence(folder: Path) -> str | None:
-    """Return the licence that a model folder's card names; `None` where there is no folder, no card, or no licence."""
-    card = folder / "README.md"
-    if not card.is_file():
-        return None
-    _, fence, rest = card.read_text(encoding="utf-8", errors="replace").partition("---\n")
-    try:
-        front = yaml.safe_load(rest.partition("\n---")[0]) if fence else None
-    except yaml.YAMLError:
-        return None
-    named = front.get("license") if isinstance(front, dict) else None
-    return str(named) if named else None
 
 
 def unusual_settings(section: type[BaseModel], values: dict[str, Any], prefix: str = "") -> list[dict[str, Any]]:
