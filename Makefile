@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 VLLM_VENV := .venv-vllm
+COMMAND_bubblewrap := bwrap
+COMMAND_chromium := chromium
 
 .PHONY: demo test check docs format clean bubblewrap chromium
 
@@ -13,17 +15,11 @@ demo: $(VENV)/installed  ## move a real adapter from SmolLM2-135M to Gemma-3-270
 test: $(VENV)/installed $(VLLM_VENV)/installed bubblewrap chromium  ## all tests, the real models and the real vLLM included
 	$(BIN)/python -m pytest
 
-bubblewrap:  ## the sandbox for code that models wrote: Debian's package, where it is missing
-	@command -v bwrap > /dev/null || { \
+bubblewrap chromium:  ## Debian's packages, where they are missing: walls for code that models wrote, a browser for report.html
+	@command -v $(COMMAND_$@) > /dev/null || { \
 	  if [ "$$(id -u)" -ne 0 ]; then as_root=sudo; fi; \
-	  command -v apt-get $$as_root > /dev/null && $$as_root apt-get update -qq && $$as_root apt-get install -qq -y bubblewrap; \
-	} || echo "bubblewrap is missing and could not be installed: its tests will be skipped. See docs/sandbox.md."
-
-chromium:  ## a browser in which the tests open report.html: Debian's package, where it is missing
-	@command -v chromium > /dev/null || { \
-	  if [ "$$(id -u)" -ne 0 ]; then as_root=sudo; fi; \
-	  command -v apt-get $$as_root > /dev/null && $$as_root apt-get update -qq && $$as_root apt-get install -qq -y chromium; \
-	} || echo "chromium is missing and could not be installed: the tests that open report.html will be skipped."
+	  command -v apt-get $$as_root > /dev/null && $$as_root apt-get update -qq && $$as_root apt-get install -qq -y $@; \
+	} || echo "$@ is missing and could not be installed: its tests will be skipped."
 
 check: $(VENV)/installed  ## lint, format and types
 	$(BIN)/ruff check .
