@@ -91,8 +91,9 @@ def test_the_smallest_complete_file_loads_with_the_papers_defaults(tmp_path: Pat
         "seeds": str(tmp_path / "seeds.jsonl"),
         "prompt_template": "Request: {text}\nIntent:",
         "synthesis": {
-            "target_size": 250, "demos": 5, "per_call": 20, "calls_per_round": 4, "decoding": "faithful",
-            "max_new_tokens": 16, "stop": ["\n"], "complete_scores": False,
+            "preset": "paper", "target_size": 250, "demos": 5, "per_call": 20, "pool_sampling": "uniform",
+            "seed_share": None, "back_generation": 0.0, "calls_per_round": 4, "decoding": "faithful",
+            "max_new_tokens": 16, "stop": ["\n"], "complete_scores": False, "oversample": 1.0, "select": "first",
             "max_candidates": 10_000, "max_rounds": 500, "patience": 3,
         },
         "criterion": {
@@ -251,6 +252,7 @@ def test_the_refusal_of_tau_says_what_was_expected_and_given(tmp_path: Path) -> 
 FLOATS = [
     "generator.temperature", "generator.top_p", "criterion.tau_f", "criterion.tau_b", "criterion.ratio",
     "criterion.threshold", "criterion.vote_share", "criterion.keep_rate", "distill.lora_dropout",
+    "synthesis.seed_share", "synthesis.back_generation", "synthesis.oversample",
     "distill.learning_rate", "engine.gpu_memory_utilization",
 ]  # fmt: skip
 
@@ -284,7 +286,7 @@ def test_a_negative_value_is_refused_where_0_has_a_meaning(tmp_path: Path, key: 
 
 
 def test_the_lists_above_cover_every_number_setting(tmp_path: Path) -> None:
-    config = load(tmp_path, "evaluation.max_new_tokens=3").config.model_dump()
+    config = load(tmp_path, "evaluation.max_new_tokens=3", "synthesis.seed_share=0.5").config.model_dump()
     numbers = {
         f"{section}.{key}"
         for section, values in config.items()
@@ -677,7 +679,9 @@ CHANGES = {
     "prompt_template": "'Q: {text}'",
     "synthesis.target_size": "251", "synthesis.demos": "4", "synthesis.per_call": "10",
     "synthesis.calls_per_round": "3", "synthesis.decoding": "greedy", "synthesis.max_new_tokens": "17",
-    "synthesis.complete_scores": "true",
+    "synthesis.complete_scores": "true", "synthesis.preset": "tuneshift", "synthesis.pool_sampling": "balanced",
+    "synthesis.seed_share": "0.5", "synthesis.back_generation": "0.5", "synthesis.oversample": "2",
+    "synthesis.select": "random",
     "synthesis.stop": "['###']", "synthesis.max_candidates": "100", "synthesis.max_rounds": "100",
     "synthesis.patience": "2", "criterion.name": "ratio", "criterion.tau": "1.6", "criterion.tau_f": "1.3",
     "criterion.tau_b": "1.7", "criterion.ratio": "1.6", "criterion.keep_rate": "0.3", "criterion.calibration": "100",

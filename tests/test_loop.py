@@ -19,7 +19,8 @@ from tuneshift.engines.base import Completion, Decoding, ScoreRequest
 from tuneshift.errors import ModelError
 from tuneshift.models import load_tokenizer
 from tuneshift.prompts.contamination import HeldOut
-from tuneshift.prompts.generators import PoolItem, PromptGenerator, chat_request, few_shot_prompt, separator
+from tuneshift.prompts.generators import PromptGenerator, chat_request, few_shot_prompt, separator
+from tuneshift.prompts.pool import Plan, PoolItem
 from tuneshift.prompts.screening import UNANSWERED, Screen, normalize
 from tuneshift.prompts.stopping import Limits, diagnosis, next_calls, stop_reason
 from tuneshift.run.records import Candidate, GeneratorCall
@@ -321,18 +322,24 @@ def generator(engine: ScriptedEngine, **options: Any) -> PromptGenerator:
     return PromptGenerator(engine=engine, decoding=DECODING, **{**defaults, **options})
 
 
+def plan(*texts: str) -> Plan:
+    return Plan("r0000-c000", tuple(PoolItem(f"s{n}", text) for n, text in enumerate(texts)))
+
+
 def test_examples_of_one_line_are_bullets_and_the_next_one_is_begun() -> None:
-    assert few_shot_prompt(["play jazz", "rate it"], between="\n", instruction=None) == "- play jazz\n- rate it\n-"
+    assert few_shot_prompt(plan("play jazz", "rate it"), between="\n", instruction=None) == "- play jazz\n- rate it\n-"
 
 
 def test_examples_of_several_lines_are_blocks_with_a_rule_after_each() -> None:
     texts = ["play jazz\nby miles", "rate it"]
-    assert few_shot_prompt(texts, between="\n---\n", instruction=None) == "play jazz\nby miles\n---\nrate it\n---\n"
+    assert (
+        few_shot_prompt(plan(*texts), between="\n---\n", instruction=None) == "play jazz\nby miles\n---\nrate it\n---\n"
+    )
 
 
 @pytest.mark.parametrize(("between", "listed"), [("\n", "- rate it\n-"), ("\n---\n", "rate it\n---\n")])
 def test_the_instruction_stands_above_the_list(between: str, listed: str) -> None:
-    assert few_shot_prompt(["rate it"], between=between, instruction="Requests:") == f"Requests:\n\n{listed}"
+    assert few_shot_prompt(plan("rate it"), between=between, instruction="Requests:") == f"Requests:\n\n{listed}"
 
 
 @pytest.mark.parametrize(("texts", "between"), [(["a", "b"], "\n"), (["a", "b\nc"], "\n---\n"), ([], "\n")])
@@ -431,9 +438,9 @@ def test_continuations_are_stripped_and_unfinished_ones_are_unusable(tokenizer: 
 
 
 def test_the_chat_request_is_the_paper_s_phrase_with_a_numbered_list() -> None:
-    asked = chat_request(["play jazz", "rate it"], asked=20, instruction=None)
+    asked = chat_request(plan("play jazz", "rate it"), asked=20, instruction=None)
     assert asked == "Generate 20 more samples like these 2:\n\n1. play jazz\n2. rate it"
-    assert chat_request(["go"], asked=5, instruction="Requests to a speaker.").startswith(
+    assert chat_request(plan("go"), asked=5, instruction="Requests to a speaker.").startswith(
         "Requests to a speaker.\n\nGenerate 5 more samples like these 1:"
     )
 

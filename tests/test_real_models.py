@@ -17,7 +17,7 @@ from tuneshift.demo import prepare_models
 from tuneshift.engines.hf import HfEngine
 from tuneshift.measuring import PASSES
 from tuneshift.models import LoadOptions
-from tuneshift.prompts.generators import PoolItem
+from tuneshift.prompts.pool import PoolItem
 from tuneshift.report.decomposition import decomposition
 from tuneshift.run.ledger import Ledger
 from tuneshift.wiring import prompt_generator

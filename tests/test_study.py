@@ -649,6 +649,18 @@ def test_random_draws_among_all_usable_candidates_whatever_any_rule_says_of_them
     assert choose(POOL, Criterion("random", seed=3), 5) == choose(POOL, Criterion("random", seed=3), 5)
 
 
+def test_an_arm_may_choose_evenly_over_the_responses_that_its_rule_keeps() -> None:
+    answers = ["common"] * 30 + ["rare"] * 6
+    pool = [replace(c, y_f=replace(c.y_f, text=a)) for c, a in zip(kept_by_the_rule(), answers, strict=True) if c.y_f]
+    chosen = choose(pool, Criterion("ppl_diff"), 12, select="balanced")
+    assert isinstance(chosen, list)
+    assert [c.y_f.text for c in chosen if c.y_f] == ["common"] * 6 + ["rare"] * 6
+
+
+def kept_by_the_rule() -> list[Candidate]:
+    return [one for one in POOL if decide(one, Criterion("ppl_diff")).kept]
+
+
 def test_too_few_kept_candidates_are_a_reason() -> None:
     assert choose(POOL, Criterion("ppl_diff"), 50) == "kept 36 of 50 wanted"
     assert choose(POOL, Criterion("random"), 55) == "kept 54 of 55 wanted"

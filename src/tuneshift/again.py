@@ -44,7 +44,7 @@ def reselect(run: RunDirectory, overrides: Sequence[str]) -> dict[str, Any]:
     _only(overrides, ("criterion",), "generated prompts can only be decided again by other `criterion` settings")
     with Ledger(run.ledger) as ledger:
         loaded = stored_config(run, ledger, overrides)
-        candidates = ledger.candidates()
+        candidates, calls = ledger.candidates(), ledger.calls()
     criterion = criterion_of(loaded)
     lacking = unmeasured(candidates, criterion, gated=calibration_of(loaded) is None)
     if lacking:
@@ -55,7 +55,7 @@ def reselect(run: RunDirectory, overrides: Sequence[str]) -> dict[str, Any]:
         )
     criterion = criterion_on(loaded, candidates)
     decided = decide_all(candidates, criterion)
-    rows = kept_rows(decided, target_size=len(decided), count_eos=criterion.count_eos)
+    rows = kept_rows([c for c in decided if c.kept], calls, count_eos=criterion.count_eos)
     path = run.reselected / f"{criterion.label()}.jsonl"
     write_atomically(path, jsonl(rows))
     before = {candidate.id for candidate in candidates if candidate.kept}

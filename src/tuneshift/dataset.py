@@ -4,22 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from tuneshift.coverage import thin_out
 from tuneshift.distill import Pair
+from tuneshift.engines.base import derive_seed
 from tuneshift.errors import RunDirectoryError
 from tuneshift.run.directory import read_jsonl
-from tuneshift.run.records import Candidate
+from tuneshift.run.records import Candidate, GeneratorCall
 
 Row = dict[str, Any]
+Selection = Literal["first", "random", "balanced"]
 
 
-def kept_rows(candidates: Sequence[Candidate], *, target_size: int, count_eos: bool) -> list[Row]:
-    """Return the first `target_size` kept pairs with their provenance, in the order in which they were kept.
+def choose(kept: Sequence[Candidate], size: int, how: Selection, *, seed: int) -> list[Candidate]:
+    """Return `size` of the kept candidates, or all where there are not as many, in the order given.
+
+    `first` takes the first ones; `random` draws by a hash of the seed and the ids; `balanced` is `thin_out`.
+    """
+    if how == "first" or len(kept) <= size:
+        return list(kept[:size])
+    if how == "balanced":
+        return thin_out(kept, size, seed=seed)
+    drawn = {c.id for c in sorted(kept, key=lambda c: derive_seed(seed, "draw", c.id))[:size]}
+    return [candidate for candidate in kept if candidate.id in drawn]
+
+
+def kept_rows(kept: Sequence[Candidate], calls: Sequence[GeneratorCall], *, count_eos: bool) -> list[Row]:
+    """Return pairs with their provenance: how their calls asked, and the ids of the pool items that these showed.
 
     `ppl_b` is `None` where the criterion needs no answer of B, and none was asked for.
     """
-    kept = [candidate for candidate in candidates if candidate.kept][:target_size]
+    by_id = {call.id: call for call in calls}
     return [
         {
             "id": candidate.id,
@@ -27,6 +43,8 @@ def kept_rows(candidates: Sequence[Candidate], *, target_size: int, count_eos: b
             "response": candidate.y_f.text,
             "ppl_f": candidate.y_f.perplexity(count_eos=count_eos),
             "ppl_b": candidate.y_b and candidate.y_b.finite_perplexity(count_eos=count_eos),
+            "strategy": by_id[candidate.call_id].strategy,
+            "parents": list(by_id[candidate.call_id].demos),
         }
         for candidate in kept
         if candidate.y_f is not None

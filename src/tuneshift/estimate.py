@@ -156,7 +156,8 @@ def _seconds(
     """Return the seconds of each stage; `None` for prompts that no model of the run writes."""
     config, response = loaded.config, assumed["response_tokens"]
     context = assumed["prompt_tokens"] + response
-    engine, candidates = config.engine, config.synthesis.target_size / assumed["keep_rate"]
+    engine, synthesis = config.engine, config.synthesis
+    candidates = synthesis.oversample * synthesis.target_size / assumed["keep_rate"]
     devices = engine.workers * (engine.tensor_parallel_size if engine.kind == "vllm" else 1)
     decoding = {
         "devices": devices, "rows": _rows(loaded, context), "context": context, "dtype_bytes": assumed["dtype_bytes"]

@@ -15,9 +15,10 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from tuneshift.config import LoadedConfig
+from tuneshift.coverage import coverage
 from tuneshift.criteria import Criterion, calibrate_tau, decide_all, may_keep
 from tuneshift.datafiles import Seed
-from tuneshift.dataset import kept_rows, pairs, read_rows
+from tuneshift.dataset import choose, kept_rows, pairs, read_rows
 from tuneshift.engines.base import Decoding
 from tuneshift.engines.source import Source
 from tuneshift.errors import NothingKeptError
@@ -28,7 +29,7 @@ from tuneshift.measuring import Instruments
 from tuneshift.preflight import Inputs, read_inputs
 from tuneshift.progress import SILENT, Progress
 from tuneshift.prompts.contamination import HeldOut
-from tuneshift.prompts.generators import PoolItem
+from tuneshift.prompts.pool import Steering, make_pool
 from tuneshift.prompts.screening import UNANSWERED, Screen
 from tuneshift.prompts.stopping import Limits, diagnosis, next_calls, stop_reason
 from tuneshift.report.card import write_cards
@@ -51,6 +52,7 @@ from tuneshift.wiring import (
     generator_usage,
     limits_of,
     named_models,
+    steering_of,
     synthesis_models,
     training_settings,
 )
@@ -83,13 +85,17 @@ def transfer(loaded: LoadedConfig, run: RunDirectory, *, progress: Progress = SI
         followed(progress, loaded.config.run.trackers, run, ledger) as progress,
     ):
         # 3) Dataset: the kept pairs, with where each comes from.
-        candidates, criterion = ledger.candidates(), loaded.config.criterion
-        rows = kept_rows(candidates, target_size=loaded.config.synthesis.target_size, count_eos=criterion.count_eos)
+        candidates, criterion, section = ledger.candidates(), loaded.config.criterion, loaded.config.synthesis
+        kept = [candidate for candidate in candidates if candidate.kept]
+        chosen = choose(kept, section.target_size, section.select, seed=loaded.config.run.seed)
+        rows = kept_rows(chosen, ledger.calls(), count_eos=criterion.count_eos)
         if not rows:
             tau = ledger.rounds()[-1].tau
             raise NothingKeptError(f"{run.path}: no candidate was kept. {diagnosis(candidates, tau=tau)}")
         write_atomically(run.dataset, jsonl(rows))
-        progress.note(f"Kept {len(rows)} pairs of {len(candidates)} candidates: {ledger.meta('stop_reason')}")
+        progress.note(
+            f"Kept {len(kept)} of {len(candidates)} candidates: {ledger.meta('stop_reason')}; {len(rows)} to learn"
+        )
 
         # 4) Distillation: a LoRA on the target, loss on F's responses (paper, eq. 1).
         if not run.training.exists():
@@ -133,6 +139,7 @@ class Synthesis:
     complete_scores: bool
     decoding: Decoding
     limits: Limits
+    steering: Steering
     calls_per_round: int
     run_seed: int
 
@@ -218,8 +225,7 @@ class Synthesis:
         )
         if index == 0 and self.calibration is not None:
             n_calls = max(n_calls, -(-self.calibration // self.generator.per_call))
-        pool = [PoolItem(seed.id, seed.text) for seed in self.seeds]
-        pool += [PoolItem(candidate.id, candidate.text) for candidate in candidates if candidate.kept]
+        pool = make_pool(self.seeds, [candidate for candidate in candidates if candidate.kept], self.steering)
         calls = self.generator.write(pool, round_index=index, calls=n_calls, ledger=ledger)
         ledger.record_calls(calls)
         return calls
@@ -241,6 +247,7 @@ def synthesis(loaded: LoadedConfig, inputs: Inputs, models: SynthesisModels) -> 
         complete_scores=loaded.config.synthesis.complete_scores,
         decoding=answer_decoding(loaded),
         limits=limits_of(loaded, inputs),
+        steering=steering_of(loaded),
         calls_per_round=loaded.config.synthesis.calls_per_round,
         run_seed=loaded.config.run.seed,
     )
@@ -294,6 +301,7 @@ def what_it_took(loaded: LoadedConfig, ledger: Ledger) -> dict[str, Any]:
         "rounds": len(rounds),
         "tau": rounds[-1].tau if rounds else None,
         "stop_reason": ledger.meta("stop_reason"),
+        "coverage": coverage(candidates, ledger.calls()),
         "seconds": ledger.seconds(),
         "generator_usage": generator_usage(loaded, ledger),
         **ledger.peaks(("peak_memory_bytes", "peak_cuda_memory_bytes")),

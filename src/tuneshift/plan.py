@@ -28,6 +28,7 @@ from tuneshift.run.usage import peak_memory
 from tuneshift.wiring import (
     evaluation_questions,
     generator_usage,
+    limits_of,
     regression_of,
     synthesis_models,
     training_settings,
@@ -65,13 +66,13 @@ def plan(loaded: LoadedConfig, *, progress: Progress = SILENT) -> dict[str, Any]
             checks = asdict(models.checks)
         candidates, calls, usage = ledger.candidates(), ledger.calls(), generator_usage(loaded, ledger)
         kept = [candidate for candidate in candidates if candidate.kept]
-        learnt = pairs(kept_rows(candidates, target_size=PROBE, count_eos=False)) or [
+        learnt = pairs(kept_rows(kept, calls, count_eos=False)) or [
             Pair(s.prompt, s.response or ".") for s in inputs.seeds
         ]
         progress.note(f"Rehearsing {REHEARSAL_STEPS} training steps")
         per_step = _rehearse(loaded, learnt, Path(folder))
     rate = Proportion(len(kept), len(candidates))
-    needed = round(config.synthesis.target_size / rate.accuracy) if kept else None
+    needed = round(limits_of(loaded, inputs).target_size / rate.accuracy) if kept else None
     if inputs.prompts and needed is not None and needed > len(inputs.prompts):
         checks["warnings"].append(f"generator.prompts has {len(inputs.prompts)} prompts; about {needed} are needed.")
     settings = training_settings(loaded)

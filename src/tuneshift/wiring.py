@@ -5,6 +5,7 @@ Stages take plain arguments; here they are picked out of the configuration, and 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass
@@ -31,6 +32,7 @@ from tuneshift.progress import Progress
 from tuneshift.prompts.generators import PromptGenerator
 from tuneshift.prompts.hosted import HostedGenerator
 from tuneshift.prompts.listed import ListedPrompts
+from tuneshift.prompts.pool import Steering
 from tuneshift.prompts.stopping import Limits
 from tuneshift.questions import answer_limit, questions_of
 from tuneshift.run.ledger import Ledger
@@ -172,6 +174,7 @@ def prompt_generator(loaded: LoadedConfig, engine: Engine) -> PromptGenerator:
         decoding=_generator_decoding(loaded),
         run_seed=loaded.config.run.seed,
         fine_tuned=section.model == "source",
+        back_generation=synthesis.back_generation,
     )
 
 
@@ -188,6 +191,7 @@ def hosted_generator(loaded: LoadedConfig, progress: Progress) -> HostedGenerato
         per_call=loaded.config.synthesis.per_call,
         decoding=_generator_decoding(loaded),
         run_seed=loaded.config.run.seed,
+        back_generation=loaded.config.synthesis.back_generation,
     )
 
 
@@ -251,7 +255,14 @@ def limits_of(loaded: LoadedConfig, inputs: Inputs) -> Limits:
     """Return the loop's limits."""
     section = loaded.config.synthesis
     supply = len(inputs.prompts) if loaded.config.generator.kind == "file" else None
-    return Limits(section.target_size, section.max_candidates, section.max_rounds, section.patience, supply)
+    wanted = math.ceil(section.oversample * section.target_size)
+    return Limits(wanted, section.max_candidates, section.max_rounds, section.patience, supply)
+
+
+def steering_of(loaded: LoadedConfig) -> Steering:
+    """Return how examples are drawn from the pool."""
+    section = loaded.config.synthesis
+    return Steering(section.pool_sampling, section.seed_share, section.back_generation)
 
 
 def load_options(loaded: LoadedConfig) -> LoadOptions:

@@ -2,12 +2,12 @@
 
 `few_shot` lets any model continue a list of examples; a call is one list with `per_call` continuations of one item
 each, so the examples are read once. `chat` asks an instruct model with the paper's phrase (section 3.4) and reads the
-list it writes. Only prompts are shown to the generator, never responses: what it needs is what prompts look like.
+list it writes. A forward call shows prompts only; a backward call shows what F's responses to them look like, too, and
+asks for prompts to one of these responses.
 """
 
 from __future__ import annotations
 
-import random
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -17,24 +17,17 @@ from tuneshift.encoding import encode_prompt
 from tuneshift.engines.base import Decoding, Engine, derive_seed
 from tuneshift.errors import ModelError
 from tuneshift.prompts.parsing import drop_truncated, parse_list
+from tuneshift.prompts.pool import Plan, PoolItem, plan_calls
 from tuneshift.run.ledger import Ledger
 from tuneshift.run.records import GeneratorCall
-
-
-@dataclass(frozen=True)
-class PoolItem:
-    """A seed or a kept candidate, as an example for the generator."""
-
-    id: str
-    text: str
 
 
 @dataclass(frozen=True)
 class PromptGenerator:
     """Asks an engine for new prompts like those of the pool.
 
-    `demos` examples are drawn from the pool for each call, uniformly (paper, section 3.4), and `per_call` new
-    prompts are asked for.
+    `demos` examples are drawn from the pool for each call by their weights, and `per_call` new prompts are asked for; a
+    share `back_generation` of the calls is backward, see `plan_calls`.
     """
 
     engine: Engine
@@ -45,6 +38,7 @@ class PromptGenerator:
     decoding: Decoding
     run_seed: int
     fine_tuned: bool = False
+    back_generation: float = 0.0
 
     def check(self, texts: Sequence[str]) -> None:
         """Prove that the model can be asked at all, with the longest of `texts` as examples.
@@ -53,7 +47,7 @@ class PromptGenerator:
             ModelError: it has no chat template, or cannot read the examples.
         """
         longest = sorted(texts, key=len)[-self.demos :]
-        _, ids = self._prompt(longest, separator(longest))
+        _, ids = self._prompt(Plan("", tuple(PoolItem("", text) for text in longest)), separator(longest))
         objection = self.engine.reader.objection(ids, room=self.decoding.max_new_tokens)
         if objection is not None:
             raise ModelError(
@@ -66,32 +60,40 @@ class PromptGenerator:
     ) -> list[GeneratorCall]:
         """Make `calls` generator calls and return them with their raw text; a local model needs no `ledger` for it."""
         started = time.monotonic()
-        plans = draw_demos(pool, round_index=round_index, calls=calls, demos=self.demos, run_seed=self.run_seed)
+        plans = plan_calls(
+            pool,
+            round_index=round_index,
+            calls=calls,
+            demos=self.demos,
+            run_seed=self.run_seed,
+            back_generation=self.back_generation,
+        )
         between = separator([item.text for item in pool])
-        prompts = [self._prompt([item.text for item in demos], between) for _, demos in plans]
+        prompts = [self._prompt(plan, between) for plan in plans]
         decoding = replace(self.decoding, stop=(between,)) if self.kind == "few_shot" else self.decoding
         copies = self.per_call if self.kind == "few_shot" else 1
         completions = self.engine.generate(
             [ids for _, ids in prompts for _ in range(copies)],
-            seeds=[derive_seed(self.run_seed, "write", c, n) for c, _ in plans for n in range(copies)],
+            seeds=[derive_seed(self.run_seed, "write", plan.call_id, n) for plan in plans for n in range(copies)],
             decoding=decoding,
             fine_tuned=self.fine_tuned,
         )
         seconds = (time.monotonic() - started) / calls
         made = []
-        for index, ((call_id, demos), (prompt, _)) in enumerate(zip(plans, prompts, strict=True)):
+        for index, (plan, (prompt, _)) in enumerate(zip(plans, prompts, strict=True)):
             own = completions[index * copies : (index + 1) * copies]
             made.append(
                 GeneratorCall(
-                    id=call_id,
+                    id=plan.call_id,
                     round=round_index,
-                    demos=tuple(item.id for item in demos),
+                    demos=tuple(item.id for item in plan.demos),
                     prompt=prompt,
                     raw=tuple(completion.text for completion in own),
                     finished=tuple(completion.finish_reason != "length" for completion in own),
                     generated_tokens=sum(len(completion.token_ids) for completion in own),
                     seconds=seconds,
                     decoding=asdict(decoding),
+                    strategy=plan.strategy,
                 )
             )
         return made
@@ -103,30 +105,21 @@ class PromptGenerator:
             return [raw.strip() if done else None for raw, done in zip(call.raw, call.finished, strict=True)]
         return chat_texts(call, asked=self.per_call)
 
-    def _prompt(self, texts: Sequence[str], between: str) -> tuple[str, list[int]]:
+    def _prompt(self, plan: Plan, between: str) -> tuple[str, list[int]]:
         tokenizer = self.engine.tokenizer
         if self.kind == "few_shot":
-            prompt = few_shot_prompt(texts, between=between, instruction=self.instruction)
+            prompt = few_shot_prompt(plan, between=between, instruction=self.instruction)
             return prompt, encode_prompt(tokenizer, prompt)
         if not tokenizer.chat_template:
             raise ModelError(
                 "generator.kind is chat, but this model's tokenizer has no chat template. Use an instruct model, or "
                 "generator.kind: few_shot."
             )
-        request = chat_request(texts, asked=self.per_call, instruction=self.instruction)
+        request = chat_request(plan, asked=self.per_call, instruction=self.instruction)
         messages = [{"role": "user", "content": request}]
         prompt = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
         # The template writes its own special tokens; the tokenizer must not add a second BOS.
         return prompt, list(tokenizer(prompt, add_special_tokens=False)["input_ids"])
-
-
-def draw_demos(
-    pool: Sequence[PoolItem], *, round_index: int, calls: int, demos: int, run_seed: int
-) -> list[tuple[str, list[PoolItem]]]:
-    """Return each call's id with the examples that it shows, drawn by that id alone."""
-    ids = [f"r{round_index:04d}-c{index:03d}" for index in range(calls)]
-    size = min(demos, len(pool))
-    return [(i, random.Random(derive_seed(run_seed, "demos", i)).sample(pool, size)) for i in ids]
 
 
 def chat_texts(call: GeneratorCall, *, asked: int) -> list[str | None]:
@@ -135,15 +128,20 @@ def chat_texts(call: GeneratorCall, *, asked: int) -> list[str | None]:
     return [*texts, *[None] * (asked - len(texts))]
 
 
-def few_shot_prompt(texts: Sequence[str], *, between: str, instruction: str | None) -> str:
-    """Return a list of examples that stops where the next one begins.
+def few_shot_prompt(plan: Plan, *, between: str, instruction: str | None) -> str:
+    """Return a list of examples that stops where the next one begins; in a backward call behind the wanted cue.
 
     Examples of one line are bullets; examples of several lines are blocks, ended by `between`.
     """
-    head = f"{instruction}\n\n" if instruction else ""
-    if between == "\n":
-        return head + "".join(f"- {text}\n" for text in texts) + "-"
-    return head + "".join(f"{text}{between}" for text in texts)
+    head, bullets = f"{instruction}\n\n" if instruction else "", between == "\n"
+
+    def start(cue: str | None) -> str:
+        shown = "" if plan.cue is None else f" {cue}:" if bullets else f"{cue}\n"
+        return f"-{shown}" if bullets else shown
+
+    gap = " " if bullets else ""
+    listed = [f"{start(demo.cue)}{gap}{demo.text}{between}" for demo in plan.demos]
+    return head + "".join(listed) + start(plan.cue)
 
 
 def separator(texts: Sequence[str]) -> str:
@@ -151,8 +149,14 @@ def separator(texts: Sequence[str]) -> str:
     return "\n---\n" if any("\n" in text for text in texts) else "\n"
 
 
-def chat_request(texts: Sequence[str], *, asked: int, instruction: str | None) -> str:
-    """Return the paper's request (section 3.4) with the examples as a numbered list."""
-    head = f"{instruction}\n\n" if instruction else ""
-    listed = "\n".join(f"{number}. {text}" for number, text in enumerate(texts, start=1))
-    return f"{head}Generate {asked} more samples like these {len(texts)}:\n\n{listed}"
+def chat_request(plan: Plan, *, asked: int, instruction: str | None) -> str:
+    """Return the paper's request (section 3.4) with the examples as a numbered list; a backward call shows answers."""
+    head, n = f"{instruction}\n\n" if instruction else "", len(plan.demos)
+    if plan.cue is None:
+        listed = "\n".join(f"{number}. {demo.text}" for number, demo in enumerate(plan.demos, start=1))
+        return f"{head}Generate {asked} more samples like these {n}:\n\n{listed}"
+    listed = "\n".join(f"{number}. {demo.text} => {demo.cue}" for number, demo in enumerate(plan.demos, start=1))
+    return (
+        f"{head}These are {n} samples, each with its answer behind an arrow:\n\n{listed}\n\nGenerate {asked} more "
+        f"samples whose answer is {plan.cue}, without the answer."
+    )

@@ -12,7 +12,8 @@ from dataclasses import asdict, dataclass
 
 from tuneshift.engines.base import Decoding
 from tuneshift.engines.dispatch import HostedModel, Question
-from tuneshift.prompts.generators import PoolItem, chat_request, chat_texts, draw_demos
+from tuneshift.prompts.generators import chat_request, chat_texts
+from tuneshift.prompts.pool import PoolItem, plan_calls
 from tuneshift.run.ledger import Ledger
 from tuneshift.run.records import GeneratorCall
 
@@ -27,6 +28,7 @@ class HostedGenerator:
     per_call: int
     decoding: Decoding
     run_seed: int
+    back_generation: float = 0.0
 
     def check(self, texts: Sequence[str]) -> None:
         """Prove that the server answers and takes the key; what it can read shows when it is asked.
@@ -43,10 +45,17 @@ class HostedGenerator:
             GeneratorError: the server refuses or keeps failing, or the budget is reached.
         """
         started = time.monotonic()
-        plans = draw_demos(pool, round_index=round_index, calls=calls, demos=self.demos, run_seed=self.run_seed)
+        plans = plan_calls(
+            pool,
+            round_index=round_index,
+            calls=calls,
+            demos=self.demos,
+            run_seed=self.run_seed,
+            back_generation=self.back_generation,
+        )
         questions = [
-            Question(call_id, chat_request([d.text for d in demos], asked=self.per_call, instruction=self.instruction))
-            for call_id, demos in plans
+            Question(plan.call_id, chat_request(plan, asked=self.per_call, instruction=self.instruction))
+            for plan in plans
         ]
         replies = self.model.answer(questions, decoding=self.decoding, ledger=ledger)
         seconds = (time.monotonic() - started) / calls
@@ -54,15 +63,16 @@ class HostedGenerator:
             GeneratorCall(
                 id=question.id,
                 round=round_index,
-                demos=tuple(item.id for item in demos),
+                demos=tuple(item.id for item in plan.demos),
                 prompt=question.prompt,
                 raw=(reply.text,),
                 finished=(reply.finished,),
                 generated_tokens=reply.completion_tokens,
                 seconds=seconds,
                 decoding=asdict(self.decoding),
+                strategy=plan.strategy,
             )
-            for question, (_, demos), reply in zip(questions, plans, replies, strict=True)
+            for question, plan, reply in zip(questions, plans, replies, strict=True)
         ]
 
     def parse(self, call: GeneratorCall) -> list[str | None]:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tuneshift.engines.base import derive_seed
-from tuneshift.prompts.generators import PoolItem
+from tuneshift.prompts.pool import PoolItem
 from tuneshift.run.ledger import Ledger
 from tuneshift.run.records import GeneratorCall
 
@@ -43,6 +43,7 @@ class ListedPrompts:
                 generated_tokens=0,
                 seconds=0.0,
                 decoding={},
+                strategy="listed",
             )
             for index, texts in enumerate(drawn)
             if texts

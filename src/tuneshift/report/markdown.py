@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from tuneshift.coverage import coverage
 from tuneshift.criteria import RULES
 from tuneshift.evaluate.verdict import points_with_interval, sentence
+from tuneshift.report.coverage import cluster_rows, coverage_sentences
 from tuneshift.report.decomposition import decomposition, decomposition_rows, decomposition_title
 from tuneshift.run.directory import RunDirectory, read_json, write_atomically
 from tuneshift.run.ledger import Ledger
@@ -27,6 +29,7 @@ def write_report(run: RunDirectory, ledger: Ledger) -> None:
         accuracy_section(verdict),
         _regression(verdict["regression"]),
         _selection(verdict),
+        _coverage(coverage(candidates, ledger.calls())),
         _expected_margin(decomposition(candidates, ledger.rounds())),
         _training(training),
         "## Time\n\n" + markdown_table(["stage", "seconds"], [[k, f"{v:.1f}"] for k, v in verdict["seconds"].items()]),
@@ -173,6 +176,14 @@ def _api_usage(usage: dict[str, Any] | None) -> str:
         f"written ones in {usage['requests']:,} requests{price}. {usage['unreported']} more may have been charged "
         "without a count."
     )
+
+
+def _coverage(found: dict[str, Any] | None) -> str:
+    if found is None:
+        return ""
+    told = "\n".join(f"- {sentence}" for sentence in coverage_sentences(found))
+    table = markdown_table(["kind of response", "kept pairs", "share"], cluster_rows(found))
+    return f"## Coverage\n\n{told}\n\n{table}"
 
 
 def _expected_margin(found: dict[str, Any] | None) -> str:

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from tuneshift.console import clean
+from tuneshift.coverage import coverage
+from tuneshift.report.coverage import cluster_rows, coverage_sentences
 from tuneshift.report.decomposition import decomposition, decomposition_rows, decomposition_title
 from tuneshift.run.directory import RunDirectory, read_json
 from tuneshift.run.ledger import Ledger
@@ -19,7 +21,7 @@ def run_status(path: Path, *, examples: int) -> dict[str, Any]:
     """Return the phase, counts by reason, seconds by stage and the newest candidates of each outcome."""
     run = RunDirectory.existing(path)
     with Ledger(run.ledger) as ledger:
-        candidates, rounds = ledger.candidates(), ledger.rounds()
+        candidates, rounds, calls = ledger.candidates(), ledger.rounds(), ledger.calls()
         stop, seconds, count_eos = ledger.meta("stop_reason"), ledger.seconds(), counts_eos(ledger)
     newest: dict[str, list[dict[str, Any]]] = {}
     for candidate in reversed(candidates):
@@ -35,6 +37,7 @@ def run_status(path: Path, *, examples: int) -> dict[str, Any]:
         "kept": sum(candidate.kept for candidate in candidates),
         "stop_reason": stop,
         "reasons": dict(Counter(candidate.reason for candidate in candidates).most_common()),
+        "coverage": coverage(candidates, calls),
         "expected_margin": decomposition(candidates, rounds),
         "seconds": seconds,
         "improved": verdict["improved"] if verdict else None,
@@ -50,6 +53,9 @@ def status_lines(status: dict[str, Any]) -> list[str]:
         *(f"  {count:6d}  {reason}" for reason, count in status["reasons"].items()),
         "seconds: " + ", ".join(f"{stage} {value:.0f}" for stage, value in status["seconds"].items()),
     ]
+    if (covered := status["coverage"]) is not None:
+        lines += ["coverage:", *(f"  {sentence}" for sentence in coverage_sentences(covered))]
+        lines += [f"  {count:>6}  {skeleton}" for skeleton, count, _ in cluster_rows(covered)]
     if (found := status["expected_margin"]) is not None:
         lines.append(f"expected margin (paper, eq. 8), {decomposition_title(found)}:")
         lines += [f"  {mean:>8} +- {error}  {label}" for label, mean, error in decomposition_rows(found)]

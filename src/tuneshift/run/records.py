@@ -12,6 +12,9 @@ from tuneshift.scoring import perplexity
 FinishReason = Literal["eos", "stop", "length"]
 """Why a response ended: the model's EOS, a stop string, or the length limit (then it is unfinished)."""
 
+Strategy = Literal["forward", "backward", "listed"]
+"""How a call asked: for more prompts like its demos, for prompts to a response, or not at all: they were in a file."""
+
 
 @dataclass(frozen=True)
 class Response:
@@ -57,7 +60,8 @@ class GeneratorCall:
     """One call of the prompt generator.
 
     `demos` are the ids of the pool items shown to it; `raw` is what it wrote, before any parsing, one entry per
-    continuation, with `finished` false where the length limit cut it. `decoding` holds the fields of `Decoding`.
+    continuation, with `finished` false where the length limit cut it. `decoding` holds the fields of `Decoding`. A
+    backward call's `prompt` ends with the response that it wants prompts for, which is that of the last demo.
     """
 
     id: str
@@ -69,6 +73,7 @@ class GeneratorCall:
     generated_tokens: int
     seconds: float
     decoding: dict[str, Any]
+    strategy: Strategy = "forward"
 
 
 @dataclass(frozen=True)

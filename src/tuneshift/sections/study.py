@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, model_validator
 
@@ -47,6 +47,11 @@ class ArmSection(Section):
     best: bool = Field(
         False, description="Take the `size` candidates that a graded criterion ranks highest, whatever its threshold."
     )
+    select: Literal["random", "balanced"] = Field(
+        "random",
+        description="How the `size` candidates are chosen among those that the rule keeps: by a hash of their ids, or "
+        "as `synthesis.select: balanced` does. `synthesis.select` itself chooses nothing in a study.",
+    )
     pairs: Annotated[str, AfterValidator(_file_or_seeds)] | None = Field(
         None,
         description='JSONL with {"prompt": ..., "response": ...} a line: `size` of these are drawn, by the run\'s '
@@ -63,6 +68,8 @@ class ArmSection(Section):
         if self.best and (self.criterion is None or RULES[self.criterion.name].grade is None):
             graded = ", ".join(name for name, rule in RULES.items() if rule.grade is not None)
             raise ValueError(f"`best` needs a criterion that grades: {graded}")
+        if self.select == "balanced" and (self.criterion is None or self.best):
+            raise ValueError("`select: balanced` chooses among what a `criterion` keeps, without `best`")
         return self
 
 

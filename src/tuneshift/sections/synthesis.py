@@ -9,6 +9,18 @@ from pydantic import Field, model_validator
 from tuneshift.criteria import RULES
 from tuneshift.sections.base import Section
 
+PRESETS: dict[str, dict[str, Any]] = {
+    "paper": {},
+    "tuneshift": {
+        "pool_sampling": "balanced",
+        "seed_share": 0.5,
+        "back_generation": 0.5,
+        "oversample": 2.0,
+        "select": "balanced",
+    },
+}
+"""What a preset sets where nothing is said: guesses, measured together in benchmarks/results/reach.json."""
+
 
 def name_alone(value: Any) -> Any:
     """Turn a criterion's bare name into its section."""
@@ -18,9 +30,31 @@ def name_alone(value: Any) -> Any:
 class SynthesisSection(Section):
     """The loop that writes prompts, lets F and B answer, and keeps."""
 
+    preset: Literal["paper", "tuneshift"] = Field(
+        "paper",
+        description="What `pool_sampling`, `seed_share`, `back_generation`, `oversample` and `select` are where they "
+        "are not given: `paper` is the paper's loop, with the defaults below; `tuneshift` steers it to all that F "
+        "knows, see docs/coverage.md.",
+    )
     target_size: int = Field(250, ge=1, description="Wanted kept pairs (paper, section H.1).")
     demos: int = Field(5, ge=1, description="Examples shown to the generator in a call (paper, section 3.4).")
     per_call: int = Field(20, ge=1, description="New prompts asked of a call (paper, section 3.4).")
+    pool_sampling: Literal["uniform", "balanced"] = Field(
+        "uniform",
+        description="How examples are drawn from the pool: all alike (paper, section 3.4), or kept prompts the rarer, "
+        "the more kept responses are like theirs.",
+    )
+    seed_share: float | None = Field(
+        None, gt=0, lt=1, description="Share of the examples that are seeds; null: they count as kept prompts do."
+    )
+    back_generation: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Share of calls that ask for prompts to a response: examples are shown with the skeletons of F's "
+        "responses, of which the last is wanted. F answers anew, and its answer is what is kept. A hosted generator "
+        "then sees such skeletons.",
+    )
     calls_per_round: int = Field(4, ge=1, description="Generator calls of a round; the pool grows between rounds.")
     decoding: Literal["faithful", "greedy"] = Field(
         "faithful",
@@ -34,9 +68,23 @@ class SynthesisSection(Section):
         description="Let B answer even where F's response alone already fails the criterion; `reselect` can then "
         "decide those too.",
     )
+    oversample: float = Field(
+        1.0, ge=1, description="Keep this many times `target_size` before pairs are chosen; costs as much more."
+    )
+    select: Literal["first", "random", "balanced"] = Field(
+        "first",
+        description="Which `target_size` of the kept pairs are learnt: the first, drawn by a hash of their ids, or "
+        "those that are left when pairs are taken out where most responses are alike.",
+    )
     max_candidates: int = Field(10_000, ge=1, description="Stop after this many candidates, whatever was kept.")
     max_rounds: int = Field(500, ge=1, description="Stop after this many rounds.")
     patience: int = Field(3, ge=1, description="Stop with a diagnosis after this many rounds that kept nothing.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_preset(cls, value: Any) -> Any:
+        name = value.get("preset") if isinstance(value, dict) else None
+        return {**PRESETS[name], **value} if isinstance(name, str) and name in PRESETS else value
 
 
 class CriterionSection(Section):

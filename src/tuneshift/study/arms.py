@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from tuneshift.criteria import Criterion, decide_all, may_keep, score_of, unmeasured
+from tuneshift.dataset import Selection
+from tuneshift.dataset import choose as select_pairs
 from tuneshift.distill import Pair, inspect_target
 from tuneshift.encoding import Reader
 from tuneshift.engines.base import Decoding, derive_seed
@@ -50,13 +52,18 @@ def rule_label(criterion: Criterion, *, best: bool) -> str:
 
 
 def choose(
-    candidates: Sequence[Candidate], criterion: Criterion, size: int, *, best: bool = False
+    candidates: Sequence[Candidate],
+    criterion: Criterion,
+    size: int,
+    *,
+    best: bool = False,
+    select: Selection = "random",
 ) -> list[Candidate] | str:
     """Return `size` candidates in the order in which they were written, or why there are not as many.
 
-    A rule draws `size` of those that it keeps, by a hash of their ids that is the same for all rules; with `best` it
-    takes those that it grades highest. `random` draws of all that are usable. So arms differ in their rules alone: the
-    first ones kept would also be those of the early rounds.
+    A rule draws `size` of those that it keeps, by a hash of their ids that is the same for all rules, or chooses them
+    as `select` says; with `best` it takes those that it grades highest. `random` draws of all that are usable. So arms
+    differ in their rules alone: the first ones kept would also be those of the early rounds.
     """
     if best:
         grades = {c.id: grade for c in candidates if (grade := score_of(c, criterion)) is not None}
@@ -68,7 +75,7 @@ def choose(
     kept = [candidate for candidate in decide_all(candidates, rule) if candidate.kept]
     if len(kept) < size:
         return f"kept {len(kept)} of {size} wanted"
-    return draw(kept, size, criterion.seed, lambda c: c.id)
+    return select_pairs(kept, size, select, seed=criterion.seed)
 
 
 def draw(items: Sequence[Drawn], size: int, seed: int, name: Callable[[Drawn], str]) -> list[Drawn]:
@@ -132,7 +139,7 @@ def decide_arms(units: Sequence[Unit], products: Products, progress: Progress = 
         for arm in unit.arms:
             criterion = None if arm.criterion is None else criterion_on(arm.criterion, candidates)
             if criterion is not None and arm.size is not None:
-                chosen = choose(usable, criterion, arm.size, best=arm.best)
+                chosen = choose(usable, criterion, arm.size, best=arm.best, select=arm.select)
                 kept = chosen if isinstance(chosen, str) else [Pair(c.prompt, c.y_f.text) for c in chosen if c.y_f]
             else:
                 kept = _elsewhere(unit, arm, products, targets[target], progress)

@@ -12,6 +12,7 @@ from typing import Any
 from tuneshift.config import LoadedConfig, check_config, load_config, validate
 from tuneshift.configfile import lay_over, read_mapping
 from tuneshift.datafiles import read_pairs, read_prompts
+from tuneshift.dataset import Selection
 from tuneshift.distill import Pair
 from tuneshift.errors import ConfigError
 from tuneshift.evaluate.evidence import Questions
@@ -30,14 +31,16 @@ def cell_name(levels: Mapping[str, str]) -> str:
 class Arm:
     """What one target of a unit is trained on.
 
-    Exactly one is set: `criterion` is the unit's configuration under the arm's rule, which with `best` ranks; `pairs`
-    are given ones, of which `size` are drawn, or all where `size` is `None`; `prompts` are those that F has to answer.
+    Exactly one is set: `criterion` is the unit's configuration under the arm's rule, which with `best` ranks, and
+    `select` tells how to choose among what it keeps; `pairs` are given ones, of which `size` are drawn, or all where
+    `size` is `None`; `prompts` are those that F has to answer.
     """
 
     name: str
     size: int | None
     criterion: LoadedConfig | None = None
     best: bool = False
+    select: Selection = "random"
     pairs: Sequence[Pair] | None = None
     prompts: Sequence[str] | None = None
 
@@ -158,7 +161,7 @@ def _arms(
             raw = lay_over(loaded.raw, {"criterion": arm.criterion.model_dump(exclude_unset=True)})
             decided = check_config(raw, folder=loaded.folder, name=name, shown_as=f"{shown_as}, arm {name}")
             check_criterion(decided.config, inputs.seeds)
-            yield Arm(name, section.size, criterion=decided, best=arm.best)
+            yield Arm(name, section.size, criterion=decided, best=arm.best, select=arm.select)
         elif arm.pairs == SEEDS:
             seeds = [Pair(seed.prompt, seed.response) for seed in inputs.seeds if seed.response]
             if len(seeds) < len(inputs.seeds):

@@ -1,0 +1,262 @@
+"""How much of what F can say the kept pairs show, from stored records alone.
+
+Responses are compared by their skeletons: what is left when the words that were copied from the prompt are masked. Of
+`PlayMusic(artist="Miles Davis")` that is `PlayMusic(artist="_")`, and of a short closed answer it is the answer. Equal
+skeletons make a cluster. A pool that collapses shows as few, large clusters.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from tuneshift.engines.base import derive_seed
+from tuneshift.run.records import Candidate, GeneratorCall
+
+if TYPE_CHECKING:
+    from numpy import floating
+    from numpy.typing import NDArray
+
+TOKEN = re.compile(r"\w+|[^\w\s]")
+MASK = "_"
+SHOWN = 8  # clusters in a report; a guess
+FEWEST = 30  # pairs before a collapse is told; a guess
+MOST_IN_TWO = 0.7  # of the pairs in the two largest clusters; a guess
+MOST_OF_ONE_SEED = 0.5  # of the pairs' descent; a guess
+BLOCK = 512  # rows of the similarity matrix at a time; a guess that keeps 10,000 skeletons below 100 MB
+
+
+@lru_cache(maxsize=2**16)
+def skeleton(text: str, response: str) -> str:
+    """Return the response with each longest span of words that also stands in `text` as one mask.
+
+    Case does not count. Neighbouring masks become one; spacing and punctuation between other words stay. A response
+    that was copied whole is its own skeleton: it may be one of the options that the prompt lists.
+    """
+    have = [match[0].casefold() for match in TOKEN.finditer(text)]
+    places = defaultdict(list)
+    for place, word in enumerate(have):
+        places[word].append(place)
+    found = list(TOKEN.finditer(response))
+    words = [match[0].casefold() for match in found]
+    parts, copied_to, at = [], 0, 0
+    while at < len(words):
+        length = max((_shared(words, at, have, place) for place in places[words[at]]), default=0)
+        if length and words[at][0].isalnum():
+            parts += [response[copied_to : found[at].start()], MASK]
+            copied_to = found[at + length - 1].end()
+        at += length or 1
+    masked = "".join(parts) + response[copied_to:]
+    masked = re.sub(rf"\b{MASK}(\s+{MASK}\b)+", MASK, masked).strip()
+    return masked if any(_words(masked)) else response.strip()
+
+
+def _shared(words: Sequence[str], at: int, have: Sequence[str], place: int) -> int:
+    """Return how many tokens two texts share from there on, without punctuation at the end."""
+    length = 0
+    while at + length < len(words) and place + length < len(have) and words[at + length] == have[place + length]:
+        length += 1
+    while length > 1 and not words[at + length - 1][0].isalnum():
+        length -= 1
+    return length
+
+
+def skeleton_of(candidate: Candidate) -> str:
+    """Return the skeleton of F's response to an answered candidate."""
+    assert candidate.y_f is not None
+    return skeleton(candidate.text, candidate.y_f.text)
+
+
+# --- steering and choosing: where is it dense? ---
+
+
+class Similarity:
+    """The likeness of skeletons: of two, the share of their words that both have (Jaccard index of the word sets).
+
+    Equal skeletons have 1, so between closed answers of one word the likeness is 1 or 0.
+    """
+
+    def __init__(self, skeletons: Sequence[str]) -> None:
+        import numpy as np
+        from scipy.sparse import csr_matrix
+
+        # A skeleton without words is like none but its equal.
+        words = [set(_words(each)) or {each} for each in skeletons]
+        columns = {word: column for column, word in enumerate(sorted(set().union(*words)))}
+        indices = [columns[word] for each in words for word in sorted(each)]
+        self._sizes: NDArray[floating[Any]] = np.array([len(each) for each in words], dtype=np.float64)
+        starts = np.concatenate([[0], np.cumsum(self._sizes)]).astype(int)
+        self._matrix = csr_matrix((np.ones(len(indices)), indices, starts), shape=(len(words), len(columns)))
+
+    def rows(self, start: int, stop: int) -> NDArray[floating[Any]]:
+        """Return the likeness of skeletons `start` to `stop` with all, of shape (stop - start, n)."""
+        shared = (self._matrix[start:stop] @ self._matrix.T).toarray()
+        return shared / (self._sizes[start:stop, None] + self._sizes[None, :] - shared)  # type: ignore[no-any-return]
+
+    def densities(self, counts: NDArray[floating[Any]]) -> NDArray[floating[Any]]:
+        """Return for each skeleton how many others are like it, itself included, of shape (n,).
+
+        `counts` tells how often each skeleton stands there; each other counts with its likeness.
+        """
+        import numpy as np
+
+        n = len(counts)
+        return np.concatenate([self.rows(at, min(at + BLOCK, n)) @ counts for at in range(0, n, BLOCK)])
+
+
+def densities(skeletons: Sequence[str]) -> list[float]:
+    """Return for each of the skeletons how many are like it: the size of its cluster, where clusters share no word."""
+    import numpy as np
+
+    if not skeletons:
+        return []
+    counts = Counter(skeletons)
+    dense = Similarity(list(counts)).densities(np.array(list(counts.values()), dtype=np.float64))
+    by_skeleton = dict(zip(counts, dense.tolist(), strict=True))
+    return [by_skeleton[each] for each in skeletons]
+
+
+def thin_out(candidates: Sequence[Candidate], size: int, *, seed: int) -> list[Candidate]:
+    """Return `size` of the answered candidates, in the order given: one by one the densest is left out.
+
+    Where clusters share no word the largest one loses a candidate each time, so small ones stay whole and large ones
+    are cut to one level. Which candidate of a cluster goes is drawn by a hash of the seed and its id.
+    """
+    import numpy as np
+
+    clusters: dict[str, list[Candidate]] = defaultdict(list)
+    for candidate in sorted(candidates, key=lambda c: derive_seed(seed, "thin", c.id)):
+        clusters[skeleton_of(candidate)].append(candidate)
+    left = list(clusters.values())
+    similarity = Similarity(list(clusters))
+    dense = similarity.densities(np.array([len(members) for members in left], dtype=np.float64))
+    for _ in range(len(candidates) - size):
+        densest = int(np.argmax(dense))
+        left[densest].pop()
+        dense -= similarity.rows(densest, densest + 1)[0]
+        if not left[densest]:
+            dense[densest] = -np.inf
+    chosen = {candidate.id for members in left for candidate in members}
+    return [candidate for candidate in candidates if candidate.id in chosen]
+
+
+def _words(text: str) -> Iterator[str]:
+    return (match[0].casefold() for match in TOKEN.finditer(text) if match[0] != MASK and match[0][0].isalnum())
+
+
+# --- measuring: how many clusters, how even, how many unseen? ---
+
+
+@dataclass(frozen=True)
+class Spread:
+    """How a number of pairs spreads over clusters.
+
+    `entropy` is in nats; `effective` is exp(entropy), the number of equally large clusters with that entropy. `unseen`
+    estimates the chance that one more pair opens a new cluster: the share of clusters of one pair (Good-Turing, Good
+    1953). `expected` estimates how many clusters there are, those that were not seen included, from below (Chao1, Chao
+    1984, bias-corrected).
+    """
+
+    pairs: int
+    clusters: int
+    entropy: float
+    effective: float
+    largest: float
+    unseen: float
+    expected: float
+
+
+def spread(clusters: Iterable[str]) -> Spread | None:
+    """Return how pairs spread over the clusters that they are in; `None` where there is no pair."""
+    counts = Counter(clusters)
+    n = counts.total()
+    if n == 0:
+        return None
+    once, twice = (sum(count == times for count in counts.values()) for times in (1, 2))
+    entropy = math.fsum(-count / n * math.log(count / n) for count in counts.values())
+    return Spread(
+        pairs=n,
+        clusters=len(counts),
+        entropy=entropy,
+        effective=math.exp(entropy),
+        largest=max(counts.values()) / n,
+        unseen=once / n,
+        expected=len(counts) + once * (once - 1) / (2 * (twice + 1)),
+    )
+
+
+def families(candidates: Sequence[Candidate], calls: Mapping[str, GeneratorCall]) -> dict[str, float]:
+    """Return the share of the kept pairs that descends from each seed, largest first; empty without demos.
+
+    A candidate descends in equal parts from the demos that its call showed, and a demo from those of its own call.
+    """
+    descent: dict[str, Counter[str]] = {}
+    kept: Counter[str] = Counter()
+    for candidate in candidates:  # in the order in which they were written: parents come first
+        if not candidate.kept:
+            continue
+        demos = calls[candidate.call_id].demos
+        own: Counter[str] = Counter()
+        for demo in demos:
+            for seed, share in descent.get(demo, {demo: 1.0}).items():
+                own[seed] += share / len(demos)  # type: ignore[assignment]  # Counter's stubs know whole numbers only
+        descent[candidate.id] = own
+        kept.update(own)
+    total = math.fsum(kept.values())
+    return {seed: share / total for seed, share in kept.most_common()}
+
+
+def coverage(candidates: Sequence[Candidate], calls: Sequence[GeneratorCall]) -> dict[str, Any] | None:
+    """Return how the kept pairs of a run cover what F says, as plain data; `None` where nothing is kept.
+
+    `rounds` holds for each round its own spread and how many clusters there are up to it. Where no two responses are
+    alike, as between long texts, clusters tell nothing, and `reason` says so.
+    """
+    kept = [candidate for candidate in candidates if candidate.kept]
+    skeletons = {candidate.id: skeleton_of(candidate) for candidate in kept}
+    whole = spread(skeletons.values())
+    if whole is None:
+        return None
+    by_id = {call.id: call for call in calls}
+    rounds, known = [], set[str]()
+    for index in sorted({candidate.round for candidate in candidates}):
+        own = [skeletons[candidate.id] for candidate in kept if candidate.round == index]
+        known |= set(own)
+        found = spread(own)
+        rounds.append({"round": index, "clusters_so_far": len(known), "spread": found and asdict(found)})
+    alike = "no two responses are alike, so clusters tell nothing" if whole.clusters == whole.pairs > 1 else None
+    return {
+        "spread": asdict(whole),
+        "reason": alike,
+        "largest_clusters": Counter(skeletons.values()).most_common(SHOWN),
+        "strategies": _by_strategy(candidates, by_id),
+        "families": families(candidates, by_id),
+        "rounds": rounds,
+    }
+
+
+def _by_strategy(candidates: Sequence[Candidate], calls: Mapping[str, GeneratorCall]) -> dict[str, dict[str, int]]:
+    """Return how many candidates each strategy wrote, and how many of them were kept."""
+    written = Counter(calls[candidate.call_id].strategy for candidate in candidates)
+    kept = Counter(calls[candidate.call_id].strategy for candidate in candidates if candidate.kept)
+    return {strategy: {"candidates": written[strategy], "kept": kept[strategy]} for strategy in sorted(written)}
+
+
+def collapse(found: Mapping[str, Any]) -> list[str]:
+    """Return what is wrong with a run's coverage and what to do, a sentence each."""
+    whole, warnings = found["spread"], []
+    held = sum(count for _, count in found["largest_clusters"][:2]) / whole["pairs"]
+    if whole["pairs"] >= FEWEST and whole["clusters"] > 3 and held > MOST_IN_TWO:
+        warnings.append(
+            f"two of {whole['clusters']} kinds of responses are {held:.0%} of the kept pairs: add seeds of other kinds,"
+            " or take synthesis.preset: tuneshift in place of paper."
+        )
+    seed, share = next(iter(found["families"].items()), ("", 0.0))
+    if whole["pairs"] >= FEWEST and len(found["families"]) >= 3 and share > MOST_OF_ONE_SEED:
+        warnings.append(f"{share:.0%} of the kept pairs descend from seed {seed}: set synthesis.seed_share.")
+    return warnings

@@ -1,0 +1,133 @@
+"""What the generator is shown: examples drawn from the pool of seeds and kept prompts.
+
+The paper draws them uniformly (section 3.4), so kept prompts breed more like themselves, and the seeds are soon few
+among many. The pool can be steered instead: what is dense is shown less, and seeds keep their share.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Literal
+
+from tuneshift.coverage import densities, skeleton, skeleton_of
+from tuneshift.datafiles import Seed
+from tuneshift.engines.base import derive_seed
+from tuneshift.run.records import Candidate, Strategy
+
+LONGEST_CUE = 200
+"""Characters of a response that can stand before a prompt in a list of one-line examples; a guess."""
+SUPPORT = 2.0
+"""Kept responses that are alike before a backward call asks for more of them: F invents answers, each once; a guess."""
+
+
+@dataclass(frozen=True)
+class PoolItem:
+    """A seed or a kept candidate, as an example for the generator.
+
+    `weight` is how likely it is drawn, compared with others. `cue` is the skeleton of its response in one line, `None`
+    where there is none, and `rarity` how likely a backward call asks for it.
+    """
+
+    id: str
+    text: str
+    weight: float = 1.0
+    cue: str | None = None
+    rarity: float = 1.0
+
+
+@dataclass(frozen=True)
+class Steering:
+    """How examples are drawn; see the `synthesis` section of the configuration. The defaults are the paper's."""
+
+    pool_sampling: Literal["uniform", "balanced"] = "uniform"
+    seed_share: float | None = None
+    back_generation: float = 0.0
+
+    @property
+    def reads_responses(self) -> bool:
+        """Whether what is drawn depends on responses, which then have to be compared."""
+        return self.pool_sampling == "balanced" or self.back_generation > 0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one generator call shows: `cue` is the response that prompts are wanted for, `None` in a forward call."""
+
+    call_id: str
+    demos: tuple[PoolItem, ...]
+    cue: str | None = None
+
+    @property
+    def strategy(self) -> Strategy:
+        """How the call asks."""
+        return "forward" if self.cue is None else "backward"
+
+
+def make_pool(seeds: Sequence[Seed], kept: Sequence[Candidate], steering: Steering) -> list[PoolItem]:
+    """Return seeds and kept candidates with the weights by which they are drawn.
+
+    The rarity of a response is one over the number of responses in the pool that are like it. `balanced` weighs kept
+    candidates by it. A seed weighs as much as kept candidates do on average, or all seeds together weigh `seed_share`.
+    """
+    cues: list[str | None] = [None] * (len(seeds) + len(kept))
+    if steering.reads_responses:
+        cues = [None if seed.response is None else skeleton(seed.text, seed.response) for seed in seeds]
+        cues += [skeleton_of(candidate) for candidate in kept]
+    rarities = _rarities(cues)
+    of_kept = [rarity if steering.pool_sampling == "balanced" else 1.0 for rarity in rarities[len(seeds) :]]
+    of_seed = fmean(of_kept) if kept else 1.0
+    if steering.seed_share is not None and kept:
+        of_seed = steering.seed_share / (1 - steering.seed_share) * sum(of_kept) / len(seeds)
+    asked = [*rarities[: len(seeds)], *(rarity if 1 / rarity >= SUPPORT else 0.0 for rarity in rarities[len(seeds) :])]
+    named = [*((seed.id, seed.text) for seed in seeds), *((candidate.id, candidate.text) for candidate in kept)]
+    weights = [of_seed] * len(seeds) + of_kept
+    return [
+        PoolItem(name, text, weight, _one_line(cue), rarity)
+        for (name, text), weight, cue, rarity in zip(named, weights, cues, asked, strict=True)
+    ]
+
+
+def plan_calls(
+    pool: Sequence[PoolItem], *, round_index: int, calls: int, demos: int, run_seed: int, back_generation: float = 0.0
+) -> list[Plan]:
+    """Return what each call of a round shows, drawn by the call's id alone.
+
+    A share `back_generation` of the calls is backward: its examples have a cue each, and it asks for prompts to the cue
+    of its last example, which is drawn by rarity.
+    """
+    known = [item for item in pool if item.cue is not None]
+    askable = [item for item in known if item.rarity > 0]
+    plans = []
+    for index in range(calls):
+        call_id = f"r{round_index:04d}-c{index:03d}"
+        draw = random.Random(derive_seed(run_seed, "demos", call_id))
+        if askable and random.Random(derive_seed(run_seed, "strategy", call_id)).random() < back_generation:
+            (wanted,) = draw.choices(askable, [item.rarity for item in askable])
+            others = _draw([item for item in known if item is not wanted], demos - 1, draw)
+            plans.append(Plan(call_id, (*others, wanted), wanted.cue))
+        else:
+            plans.append(Plan(call_id, tuple(_draw(pool, demos, draw))))
+    return plans
+
+
+def _draw(pool: Sequence[PoolItem], size: int, draw: random.Random) -> list[PoolItem]:
+    """Return `size` different items, or all, one drawn behind the other by the weights of those that are left."""
+    size = min(size, len(pool))
+    if len({item.weight for item in pool}) == 1:
+        return draw.sample(pool, size)
+    # The smallest of exponential waiting times, each with its item's rate, are such a draw (Efraimidis, Spirakis 2006).
+    waits = [(draw.expovariate(item.weight), place) for place, item in enumerate(pool)]
+    return [pool[place] for _, place in sorted(waits)[:size]]
+
+
+def _rarities(cues: Sequence[str | None]) -> list[float]:
+    """Return one over the number of cues that are like each; 1 for what has none."""
+    dense = iter(densities([cue for cue in cues if cue is not None]))
+    return [1.0 if cue is None else 1 / next(dense) for cue in cues]
+
+
+def _one_line(cue: str | None) -> str | None:
+    return cue if cue and "\n" not in cue and len(cue) <= LONGEST_CUE else None

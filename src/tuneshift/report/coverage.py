@@ -1,0 +1,38 @@
+"""How a run's coverage is told: sentences, the largest clusters, and what to do where the pool collapsed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from tuneshift.coverage import collapse
+
+
+def coverage_sentences(found: Mapping[str, Any]) -> list[str]:
+    """Return what `coverage` found, a sentence each; a sentence that warns begins with "Warning: "."""
+    whole = found["spread"]
+    if found["reason"] is not None:
+        told = [f"{whole['pairs']} kept pairs: {found['reason']}."]
+    else:
+        told = [
+            f"{whole['pairs']} kept pairs show {whole['clusters']} kinds of responses, as even as "
+            f"{whole['effective']:.1f} equal ones (exp of {whole['entropy']:.2f} nats); the largest has "
+            f"{whole['largest']:.0%}.",
+            f"About {whole['unseen']:.1%} of further pairs would show a new kind (Good-Turing), of at least "
+            f"{whole['expected']:.0f} (Chao1).",
+        ]
+    if found["families"]:
+        shares = ", ".join(f"{seed} {share:.0%}" for seed, share in found["families"].items())
+        told.append(f"Descent by seed: {shares}.")
+    told += [
+        f"Asked {strategy}: {count['kept']} kept of {count['candidates']} candidates."
+        for strategy, count in found["strategies"].items()
+        if len(found["strategies"]) > 1
+    ]
+    return told + [f"Warning: {warning}" for warning in collapse(found)]
+
+
+def cluster_rows(found: Mapping[str, Any]) -> list[list[str]]:
+    """Return a row for each of the largest clusters: the skeleton of its responses, its pairs and their share."""
+    pairs = found["spread"]["pairs"]
+    return [[skeleton, str(count), f"{count / pairs:.1%}"] for skeleton, count in found["largest_clusters"]]

@@ -1,0 +1,254 @@
+"""Coverage: what counts as the same response, how pairs spread, and how the pool and the choice are steered."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tuneshift.coverage import densities, families, skeleton, skeleton_of, spread
+from tuneshift.datafiles import Seed
+from tuneshift.dataset import choose, kept_rows
+from tuneshift.prompts.generators import chat_request, few_shot_prompt
+from tuneshift.prompts.pool import Plan, PoolItem, Steering, make_pool, plan_calls
+from tuneshift.run.records import Candidate, GeneratorCall, Response
+
+
+def answered(number: int, response: str, *, text: str = "play it", kept: bool = True, call: str = "c0") -> Candidate:
+    y_f = Response(response, (5, 6), (-0.1, -0.1), None, "stop", reencoded=False)
+    return Candidate(f"p{number:04d}", 0, call, text, text, kept, "kept" if kept else "high-high", y_f)
+
+
+def call_of(name: str, *demos: str) -> GeneratorCall:
+    return GeneratorCall(name, 0, demos, "", (), (), 0, 0.0, {})
+
+
+# What counts as the same response
+
+
+@pytest.mark.parametrize(
+    ("text", "response", "masked"),
+    [
+        ("play some jazz by Miles Davis", ' PlayMusic(artist="Miles Davis")', 'PlayMusic(artist="_")'),
+        ("play some jazz by miles davis", ' PlayMusic(artist="Miles Davis")', 'PlayMusic(artist="_")'),
+        ("rain in Paris tomorrow", ' GetWeather(city="Paris", day="tomorrow")', 'GetWeather(city="_", day="_")'),
+        ("what is the capital of France", "The capital of France is Paris.", "_ Paris."),
+        ("give it 5 stars", " RateBook", "RateBook"),
+        ("Ann has 3 apples", " 3 apples", "3 apples"),
+        ("(A) yes or (B) no?", "(B)", "(B)"),
+        ("get me O'Brien, the book", ' Find(name="O\'Brien, the book")', 'Find(name="_")'),
+        ("is it? (yes)", "no (never)", "no (never)"),  # punctuation alone is no copy
+        ("", " PlayMusic", "PlayMusic"),
+        ("play", "", ""),
+    ],
+)
+def test_what_was_copied_from_the_prompt_is_masked(text: str, response: str, masked: str) -> None:
+    assert skeleton(text, response) == masked
+
+
+def test_the_longest_span_is_masked_as_one_and_not_its_first_words() -> None:
+    assert skeleton("new york, or new york city", "it is new york city, now") == "it is _, now"
+
+
+def test_a_span_does_not_end_in_punctuation() -> None:
+    assert skeleton("add it. Then stop", "it. Now") == "_. Now"
+
+
+@given(st.text(max_size=60), st.text(max_size=60))
+def test_any_text_has_a_skeleton_that_is_no_longer_than_the_response(text: str, response: str) -> None:
+    assert len(skeleton(text, response)) <= len(response)
+
+
+# How pairs spread over clusters
+
+
+def test_the_spread_of_a_hand_worked_case() -> None:
+    found = spread("aaaabbcde")  # 9 pairs, clusters of 4, 2, 1, 1 and 1
+    assert found is not None
+    assert (found.pairs, found.clusters) == (9, 5)
+    entropy = -(4 / 9 * math.log(4 / 9) + 2 / 9 * math.log(2 / 9) + 3 * 1 / 9 * math.log(1 / 9))
+    assert found.entropy == pytest.approx(entropy)
+    assert found.effective == pytest.approx(math.exp(entropy))
+    assert found.largest == pytest.approx(4 / 9)
+    assert found.unseen == pytest.approx(3 / 9)
+    assert found.expected == pytest.approx(5 + 3 * 2 / (2 * 2))  # Chao1, bias-corrected: n1 = 3, n2 = 1
+
+
+def test_equal_clusters_are_all_effective_and_none_is_unseen() -> None:
+    found = spread("aabbcc")
+    assert found is not None
+    assert found.effective == pytest.approx(3)
+    assert (found.unseen, found.expected) == (0, 3)
+
+
+def test_no_pairs_have_no_spread() -> None:
+    assert spread([]) is None
+
+
+def test_the_unseen_mass_tells_how_often_the_next_pair_is_new() -> None:
+    draw = random.Random(0)
+    estimates, truths = [], []
+    for _ in range(200):
+        seen = [draw.choices(range(50), weights=[1 / (n + 1) for n in range(50)])[0] for _ in range(60)]
+        found = spread(map(str, seen))
+        assert found is not None
+        estimates.append(found.unseen)
+        truths.append(sum(1 / (n + 1) for n in set(range(50)) - set(seen)) / sum(1 / (n + 1) for n in range(50)))
+    assert sum(estimates) / 200 == pytest.approx(sum(truths) / 200, abs=0.02)
+
+
+def test_kept_pairs_descend_from_their_seeds_in_parts() -> None:
+    calls = {"c0": call_of("c0", "s0", "s1"), "c1": call_of("c1", "p0000", "s1")}
+    first, second = answered(0, "a", call="c0"), answered(1, "b", call="c1")
+    dropped = answered(2, "c", call="c1", kept=False)
+    shares = families([first, second, dropped], calls)  # the second: half of s1, a quarter of each by the first
+    assert shares == {"s1": pytest.approx((0.5 + 0.75) / 2), "s0": pytest.approx((0.5 + 0.25) / 2)}
+
+
+def test_prompts_from_a_file_descend_from_nothing() -> None:
+    assert families([answered(0, "a")], {"c0": call_of("c0")}) == {}
+
+
+# Where it is dense
+
+
+def test_the_density_of_closed_answers_is_the_size_of_their_cluster() -> None:
+    assert densities(["a", "b", "a", "a", "c", "b"]) == [3, 2, 3, 3, 1, 2]
+
+
+def test_answers_that_share_words_count_in_part() -> None:
+    one, other = 'Play(artist="_", year="_")', 'Play(artist="_")'  # 2 of 3 words are shared
+    assert densities([one, other, other]) == pytest.approx([1 + 2 * 2 / 3, 2 + 2 / 3, 2 + 2 / 3])
+
+
+def test_answers_without_words_are_like_their_equals_alone() -> None:
+    assert densities(["_", "_", "?", "word"]) == [2, 2, 1, 1]
+    assert densities([]) == []
+
+
+@given(st.lists(st.sampled_from("aaaabbbccd"), min_size=1, max_size=60), st.integers(1, 60), st.integers(0, 3))
+def test_thinning_out_cuts_large_clusters_to_one_level(names: list[str], size: int, seed: int) -> None:
+    candidates = [answered(number, name) for number, name in enumerate(names)]
+    chosen = choose(candidates, size, "balanced", seed=seed)
+    assert len(chosen) == min(size, len(names))
+    assert chosen == [candidate for candidate in candidates if candidate in chosen]
+    before, after = Counter(names), Counter(map(skeleton_of, chosen))
+    level = max(after.values())
+    assert all(level - 1 <= after[name] <= level or after[name] == before[name] for name in before)
+
+
+def test_which_pair_of_a_cluster_is_left_out_depends_on_the_seed() -> None:
+    candidates = [answered(number, "ab"[number % 2]) for number in range(40)]
+    chosen = [choose(candidates, 10, how, seed=seed) for how in ("random", "balanced") for seed in (0, 1)]
+    assert len({tuple(c.id for c in each) for each in chosen}) == 4
+    assert choose(candidates, 10, "balanced", seed=0) == chosen[2]
+    assert choose(candidates, 10, "first", seed=0) == candidates[:10]
+
+
+# How the pool is drawn from
+
+SEEDS = [
+    Seed(f"s{n}", "seeds.jsonl:1", text, text, f" {name}") for n, (text, name) in enumerate([("go", "A"), ("do", "B")])
+]
+KEPT = [answered(n, "A", text=f"text {n}") for n in range(6)] + [
+    answered(n, "C", text=f"text {n}") for n in range(6, 9)
+]
+
+
+def share_of(pool: list[PoolItem], *names: str) -> float:
+    return sum(item.weight for item in pool if item.id in names) / sum(item.weight for item in pool)
+
+
+def test_the_papers_pool_is_uniform() -> None:
+    pool = make_pool(SEEDS, KEPT, Steering())
+    assert {item.weight for item in pool} == {1.0}
+    assert {item.cue for item in pool} == {None}  # no response is looked at
+
+
+def test_a_balanced_pool_weighs_kept_prompts_by_their_rarity_and_a_seed_as_much_as_they_on_average() -> None:
+    pool = make_pool(SEEDS, KEPT, Steering("balanced"))  # A: a seed and 6 kept; B: a seed; C: 3 kept
+    assert share_of(pool, "s0", "s1") == pytest.approx(2 / 11)
+    rarities = [1 / 7, 1, *[1 / 7] * 6, *[1 / 3] * 3]
+    assert [item.rarity for item in pool] == pytest.approx(rarities)
+    weights = [item.weight / sum(rarities[2:]) for item in pool[2:]]
+    assert weights == pytest.approx([rarity / sum(rarities[2:]) for rarity in rarities[2:]])
+
+
+def test_a_response_that_was_kept_once_is_not_asked_for_but_a_seeds_is() -> None:
+    pool = make_pool(SEEDS, [*KEPT, answered(9, "Invented")], Steering(back_generation=1.0))
+    rarities = {item.id: item.rarity for item in pool}
+    assert (rarities["p0009"], rarities["s1"]) == (0, 1)
+    plans = plan_calls(pool, round_index=0, calls=200, demos=4, run_seed=0, back_generation=1.0)
+    assert {plan.cue for plan in plans} == {"A", "B", "C"}
+
+
+@pytest.mark.parametrize("sampling", ["uniform", "balanced"])
+def test_seeds_keep_their_share_however_many_are_kept(sampling: str) -> None:
+    steering = Steering(sampling, seed_share=0.4)  # type: ignore[arg-type]
+    assert share_of(make_pool(SEEDS, KEPT, steering), "s0", "s1") == pytest.approx(0.4)
+    assert share_of(make_pool(SEEDS, [], steering), "s0", "s1") == 1
+
+
+def test_weights_are_how_often_an_item_is_drawn_first() -> None:
+    pool = [PoolItem("a", "a", 6.0), PoolItem("b", "b", 3.0), PoolItem("c", "c", 1.0)]
+    plans = plan_calls(pool, round_index=0, calls=4000, demos=2, run_seed=0)
+    first = Counter(plan.demos[0].id for plan in plans)
+    assert all(len({item.id for item in plan.demos}) == 2 for plan in plans)
+    for name, rate in {"a": 0.6, "b": 0.3, "c": 0.1}.items():
+        assert first[name] / 4000 == pytest.approx(rate, abs=5 * math.sqrt(rate * (1 - rate) / 4000))
+
+
+def test_a_share_of_the_calls_is_backward_and_wants_what_its_last_example_got() -> None:
+    pool = [*make_pool(SEEDS, KEPT, Steering("balanced")), PoolItem("x", "no answer known", 1000.0)]
+    plans = plan_calls(pool, round_index=3, calls=2000, demos=4, run_seed=0, back_generation=0.25)
+    backward = [plan for plan in plans if plan.strategy == "backward"]
+    assert len(backward) / 2000 == pytest.approx(0.25, abs=5 * math.sqrt(0.25 * 0.75 / 2000))
+    assert all(plan.cue == plan.demos[-1].cue for plan in backward)
+    assert "x" not in {item.id for plan in backward for item in plan.demos}
+    wanted = Counter(plan.cue for plan in backward)  # each kind as often as the others, whatever examples weigh
+    for cue in "ABC":
+        assert wanted[cue] / len(backward) == pytest.approx(1 / 3, abs=5 * math.sqrt(0.25 / len(backward)))
+
+
+def test_a_larger_round_begins_with_the_same_calls() -> None:
+    pool = make_pool(SEEDS, KEPT, Steering("balanced", 0.5))
+    options = {"round_index": 1, "demos": 3, "run_seed": 7, "back_generation": 0.5}
+    assert plan_calls(pool, calls=3, **options) == plan_calls(pool, calls=8, **options)[:3]  # type: ignore[arg-type]
+
+
+def test_where_no_response_is_known_every_call_is_forward() -> None:
+    pool = [PoolItem("a", "a"), PoolItem("b", "b")]
+    plans = plan_calls(pool, round_index=0, calls=20, demos=2, run_seed=0, back_generation=1.0)
+    assert {plan.strategy for plan in plans} == {"forward"}
+
+
+@pytest.mark.parametrize("response", ["one\ntwo", "word " * 60])
+def test_a_response_that_is_no_short_line_cannot_be_asked_for(response: str) -> None:
+    (item,) = make_pool([], [answered(0, response)], Steering("balanced"))
+    assert item.cue is None
+
+
+BACKWARD = Plan("r0000-c000", (PoolItem("a", "go", 1.0, "A"), PoolItem("b", "play\nit", 1.0, "B(_)")), "B(_)")
+
+
+def test_backward_examples_have_their_responses_before_them() -> None:
+    assert few_shot_prompt(BACKWARD, between="\n---\n", instruction="Requests:") == (
+        "Requests:\n\nA\ngo\n---\nB(_)\nplay\nit\n---\nB(_)\n"
+    )
+    short = Plan("r", (PoolItem("a", "go", 1.0, "A"),), "A")
+    assert few_shot_prompt(short, between="\n", instruction=None) == "- A: go\n- A:"
+
+
+def test_a_chat_model_is_told_which_answer_is_wanted() -> None:
+    asked = chat_request(BACKWARD, asked=20, instruction=None)
+    assert "1. go => A\n2. play\nit => B(_)\n" in asked
+    assert asked.endswith("Generate 20 more samples whose answer is B(_), without the answer.")
+
+
+def test_a_kept_row_tells_how_it_was_asked_for_and_its_parents() -> None:
+    (row,) = kept_rows([answered(0, " A")], [call_of("c0", "s0", "p0007")], count_eos=False)
+    assert (row["strategy"], row["parents"]) == ("forward", ["s0", "p0007"])

@@ -1,0 +1,102 @@
+"""A steered loop, whole, on tiny random models: each choice is explained, and a stopped run makes it again."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Tiny, write_jsonl, write_project
+from test_transfer import run_cli
+
+from tuneshift.config import load_config
+from tuneshift.coverage import coverage, skeleton_of
+from tuneshift.run.ledger import Ledger
+from tuneshift.wiring import limits_of
+
+SYNTHESIS = {"preset": "tuneshift", "target_size": 10, "oversample": 1.5, "back_generation": 0.5}
+
+
+def project(folder: Path, tiny: Tiny) -> Path:
+    config = write_project(folder, tiny, synthesis=SYNTHESIS)
+    seeds = [json.loads(line) for line in (folder / "seeds.jsonl").read_text().splitlines()]
+    write_jsonl(folder / "seeds.jsonl", [{**seed, "response": " X"} for seed in seeds])
+    return config
+
+
+@pytest.fixture(scope="module")
+def steered(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("steered")
+    assert run_cli("transfer", str(project(folder, tiny)), "--run-dir", str(folder / "run")) == 3
+    return folder / "run"
+
+
+def test_a_preset_fills_in_what_is_not_given(tmp_path: Path, tiny: Tiny) -> None:
+    loaded = load_config(project(tmp_path, tiny))
+    section = loaded.config.synthesis
+    assert (section.pool_sampling, section.select) == ("balanced", "balanced")
+    assert (section.oversample, section.back_generation) == (1.5, 0.5)
+    assert load_config(project(tmp_path, tiny), ["synthesis.preset=paper"]).config.synthesis.select == "first"
+
+
+def test_more_are_kept_than_are_learnt_and_the_choice_is_balanced(steered: Path) -> None:
+    rows = [json.loads(line) for line in (steered / "dataset/kept.jsonl").read_text().splitlines()]
+    with Ledger(steered / "ledger.sqlite") as ledger:
+        kept = {c.id: skeleton_of(c) for c in ledger.candidates() if c.kept}
+    assert len(rows) == 10
+    assert len(kept) >= 15
+    assert [row["id"] for row in rows] == [name for name in kept if name in {row["id"] for row in rows}]
+    before, after = Counter(kept.values()), Counter(kept[row["id"]] for row in rows)
+    assert max(after.values()) <= max(before.values())
+
+
+def test_every_kept_pair_tells_its_strategy_and_its_parents(steered: Path) -> None:
+    rows = [json.loads(line) for line in (steered / "dataset/kept.jsonl").read_text().splitlines()]
+    with Ledger(steered / "ledger.sqlite") as ledger:
+        calls = {call.id: call for call in ledger.calls()}
+        candidates = {candidate.id: candidate for candidate in ledger.candidates()}
+    assert {call.strategy for call in calls.values()} == {"forward", "backward"}
+    for row in rows:
+        call = calls[candidates[row["id"]].call_id]
+        assert (row["strategy"], row["parents"]) == (call.strategy, list(call.demos))
+        assert all(parent.startswith("s") or candidates[parent].kept for parent in row["parents"])
+    for call in calls.values():
+        last = candidates.get(call.demos[-1])
+        cue = "X" if last is None else skeleton_of(last)
+        assert call.prompt.endswith(f"- {cue}:") == (call.strategy == "backward")
+
+
+def test_the_verdict_the_report_and_show_tell_the_coverage(steered: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with Ledger(steered / "ledger.sqlite") as ledger:
+        found = json.loads(json.dumps(coverage(ledger.candidates(), ledger.calls())))
+    assert json.loads((steered / "verdict.json").read_text())["coverage"] == found
+    assert "## Coverage" in (steered / "report.md").read_text()
+    assert run_cli("show", str(steered)) == 0
+    assert "coverage:" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("method", "number"), [("record_calls", 1), ("record_round", 1)])
+def test_a_stopped_run_makes_the_same_choices_again(
+    steered: Path, tiny: Tiny, tmp_path: Path, method: str, number: int
+) -> None:
+    config, original, count = project(tmp_path, tiny), getattr(Ledger, method), 0
+
+    def stop_behind(self: Ledger, *arguments: Any) -> None:
+        nonlocal count
+        original(self, *arguments)
+        count += 1
+        if count == number + 1:
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Ledger, method, stop_behind)
+        assert run_cli("transfer", str(config), "--run-dir", str(tmp_path / "run")) == 130
+    assert run_cli("transfer", str(config), "--run-dir", str(tmp_path / "run")) == 3
+    assert (tmp_path / "run/dataset/kept.jsonl").read_bytes() == (steered / "dataset/kept.jsonl").read_bytes()
+
+
+def test_the_loop_goes_on_until_the_oversample_is_kept(tmp_path: Path, tiny: Tiny) -> None:
+    loaded = load_config(project(tmp_path, tiny))
+    assert limits_of(loaded, inputs=None).target_size == 15  # type: ignore[arg-type]  # no prompts from a file
