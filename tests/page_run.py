@@ -90,7 +90,7 @@ def make_run(
         model = {"reference": str(folder / model_name), "path": str(folder / model_name)}
         ledger.set_meta(stop_reason="enough", models=json.dumps({"source.base": model, "target.model": model}))
         _record(ledger, candidates)
-        rows = kept_rows(candidates, target_size=len(candidates), count_eos=count_eos)
+        rows = kept_rows([c for c in candidates if c.kept], ledger.calls(), count_eos=count_eos)
         write_atomically(run.dataset, jsonl(rows))
         training = {"steps": 8, "losses": [2.5, 1.25, 0.5], "trained_tokens": 900, "seconds": 3.5}
         write_json(run.training, training | {"target_modules": ["q_proj"]})

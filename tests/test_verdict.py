@@ -18,7 +18,7 @@ from tuneshift.evaluate.verdict import (
     points_with_interval,
     sentence,
 )
-from tuneshift.report.markdown import _accuracy, accuracy_rows, regression_line
+from tuneshift.report.markdown import accuracy_rows, accuracy_section, regression_line
 
 ROOT = Path(__file__).parents[1]
 
@@ -80,7 +80,7 @@ def test_negative_flips_are_counted_with_rates_and_intervals() -> None:
     assert (missing["items"], missing["were_right"], missing["rate"]) == (2, 4, 0.5)
     assert lost["interval"]["low"] < 0.25 < lost["interval"]["high"]
     assert verdict["lost_items"] == 1
-    assert "of 2 items that the target had right before, 1 are wrong after; of all 4 that is 25.0%" in _accuracy(
+    assert "of 2 items that the target had right before, 1 are wrong after; of all 4 that is 25.0%" in accuracy_section(
         verdict
     )
 

@@ -8,19 +8,23 @@ from typing import Any
 from tuneshift.coverage import collapse
 
 
-def coverage_sentences(found: Mapping[str, Any]) -> list[str]:
-    """Return what `coverage` found, a sentence each; a sentence that warns begins with "Warning: "."""
+def spread_sentences(found: Mapping[str, Any]) -> list[str]:
+    """Return how the kept pairs spread over kinds of responses, or why that is not told, a sentence each."""
     whole = found["spread"]
     if found["reason"] is not None:
-        told = [f"{whole['pairs']} kept pairs: {found['reason']}."]
-    else:
-        told = [
-            f"{whole['pairs']} kept pairs show {whole['clusters']} kinds of responses, as even as "
-            f"{whole['effective']:.1f} equal ones (exp of {whole['entropy']:.2f} nats); the largest has "
-            f"{whole['largest']:.0%}.",
-            f"About {whole['unseen']:.1%} of further pairs would show a new kind (Good-Turing), of at least "
-            f"{whole['expected']:.0f} (Chao1).",
-        ]
+        return [f"{whole['pairs']} kept pairs: {found['reason']}."]
+    return [
+        f"{whole['pairs']} kept pairs show {whole['clusters']} kinds of responses, as even as "
+        f"{whole['effective']:.1f} equal ones (exp of {whole['entropy']:.2f} nats); the largest has "
+        f"{whole['largest']:.0%}.",
+        f"About {whole['unseen']:.1%} of further pairs would show a new kind (Good-Turing), of at least "
+        f"{whole['expected']:.0f} (Chao1).",
+    ]
+
+
+def coverage_sentences(found: Mapping[str, Any]) -> list[str]:
+    """Return what `coverage` found, a sentence each; a sentence that warns begins with "Warning: "."""
+    told = spread_sentences(found)
     if found["families"]:
         shares = ", ".join(f"{seed} {share:.0%}" for seed, share in found["families"].items())
         told.append(f"Descent by seed: {shares}.")

@@ -5,7 +5,9 @@ from __future__ import annotations
 import shlex
 from typing import Any
 
+from tuneshift.coverage import collapse
 from tuneshift.evaluate.verdict import points_with_interval, sentence
+from tuneshift.report.coverage import cluster_rows, spread_sentences
 from tuneshift.report.markdown import ACCURACY_HEADER, accuracy_rows, regression_line
 from tuneshift.report.page.examples import examples
 from tuneshift.report.page.family import family
@@ -17,7 +19,6 @@ from tuneshift.report.page.variety import variety
 LIVE_RULES = {"ppl_diff": ("tau",), "asymmetric": ("tau_f", "tau_b"), "ratio": ("ratio",)}
 """The rules that the page decides by itself, and the thresholds that they read; see assets/decide.js."""
 NEAR_DUPLICATE_SHARE = 0.5  # of a round's prompts, from which the page warns of a collapse; a guess
-SEEDS_LEFT = 0.5  # effective seeds among all, below which it warns; a guess
 VARIETY_LEFT = 0.7  # the last rounds' distinct-2 among the first rounds', below which it warns; a guess
 
 
@@ -36,8 +37,9 @@ def page_document(sources: Sources) -> dict[str, Any]:
         "examples": examples(sources),
         "calls": {name: list(call.demos) for name, call in sources.calls.items()},
         "diversity": diversity,
+        "coverage": coverage_part(sources.verdict),
         "family": tree,
-        "warnings": warnings(diversity, tree),
+        "warnings": [*collapse(sources.verdict["coverage"]), *repetition(diversity)],
         "training": learning(sources),
         "origins": origins(sources),
     }
@@ -98,8 +100,14 @@ def rule_part(sources: Sources) -> dict[str, Any]:
     }
 
 
-def warnings(diversity: dict[str, Any], tree: dict[str, Any]) -> list[str]:
-    """Return what points to a collapse of the loop onto few prompts."""
+def coverage_part(verdict: dict[str, Any]) -> dict[str, Any]:
+    """Return how the kept pairs spread over kinds of responses: sentences, and the largest kinds."""
+    found = verdict["coverage"]
+    return {"sentences": spread_sentences(found), "rows": [] if found["reason"] else cluster_rows(found)}
+
+
+def repetition(diversity: dict[str, Any]) -> list[str]:
+    """Return what shows that the prompts repeat themselves."""
     found = []
     rounds = diversity.get("rounds") or []
     if rounds and (share := rounds[-1]["near_duplicates"]) is not None and share >= NEAR_DUPLICATE_SHARE:
@@ -110,10 +118,5 @@ def warnings(diversity: dict[str, Any], tree: dict[str, Any]) -> list[str]:
     if first and last is not None and last < VARIETY_LEFT * first:
         found.append(
             f"Pairs of words vary less and less: distinct-2 went from {first:.2f} in the first rounds to {last:.2f}."
-        )
-    seeds = tree.get("seeds")
-    if seeds and tree["effective_seeds"] < SEEDS_LEFT * len(seeds):
-        found.append(
-            f"The kept pairs come down to few seeds: {tree['effective_seeds']:.1f} effective ones of {len(seeds)}."
         )
     return found

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tuneshift.coverage import families
 from tuneshift.errors import RunDirectoryError
 from tuneshift.run.records import Candidate, GeneratorCall
 
@@ -18,9 +19,8 @@ def family(
 ) -> dict[str, Any]:
     """Return depth, seeds' shares and the most fruitful prompts; `seeds` are texts by id.
 
-    A pair's descent is divided evenly among its parents, and theirs among their own; a seed's `share` is the part of
-    all kept pairs that comes down to it. `depth` counts generations along the longest line, from 1 for pairs whose
-    parents are all seeds. `effective_seeds` is exp of the shares' entropy.
+    A seed's `share` is the part of all kept pairs that comes down to it. `depth` counts generations along the longest
+    line, from 1 for pairs whose parents are all seeds. `effective_seeds` is exp of the shares' entropy.
 
     Raises:
         RunDirectoryError: no kept pair has a parent.
@@ -31,17 +31,15 @@ def family(
         raise RunDirectoryError("Nothing descends from anything: the prompts were not written from examples.")
     ids = sorted(seeds.keys() | {p for own in parents.values() for p in own if p not in parents})
     depth: dict[str, int] = dict.fromkeys(ids, 0)
-    shares: dict[str, dict[str, float]] = {name: {name: 1.0} for name in ids}  # of a pair: the part of each seed
     for c in kept:  # a parent was kept in an earlier round, so it comes before
-        own = parents[c.id]
-        depth[c.id] = 1 + max((depth[p] for p in own), default=0)
-        shares[c.id] = {name: sum(shares[p].get(name, 0.0) for p in own) / max(1, len(own)) for name in ids}
-    share = {name: sum(shares[c.id].get(name, 0.0) for c in kept) / len(kept) for name in ids}
+        depth[c.id] = 1 + max((depth[p] for p in parents[c.id]), default=0)
+    share = families(kept, calls)
     children = Counter(p for own in parents.values() for p in own)
     return {
         "depths": dict(sorted(Counter(depth[c.id] for c in kept).items())),
         "seeds": [
-            {"id": name, "text": seeds.get(name), "share": share[name], "children": children[name]} for name in ids
+            {"id": name, "text": seeds.get(name), "share": share.get(name, 0.0), "children": children[name]}
+            for name in ids
         ],
         "effective_seeds": math.exp(-sum(p * math.log(p) for p in share.values() if p > 0)),
         "fruitful": _fruitful(kept, parents),
