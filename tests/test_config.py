@@ -713,6 +713,7 @@ ALSO = {
     "criterion.threshold": ["criterion.name=lift"],
     "criterion.vote_share": ["criterion.name=vote"],
     "criterion.samples": ["criterion.name=vote"],
+    "synthesis.oversample": ["synthesis.select=balanced"],
     "engine.fine_tuned": ["engine.kind=openai", "engine.base={base_url: 'http://h/v1', model: m}"],
     "engine.base": ["engine.kind=openai", "engine.fine_tuned={base_url: 'http://h/v1', model: m}"],
 }

@@ -126,3 +126,10 @@ def test_mbpp_with_all_its_questions_knows_each_bare_sentence_and_no_other_bench
     assert all(held_out.given_away_by(f"Task: {text}") or len(text.split()) < LEAST_WORDS for text in asked)
     other = [json.loads(line)["question"] for line in (SHARED / "gsm8k/test.jsonl").read_text().splitlines()]
     assert not held_out.given_away_by(*other)
+
+
+@pytest.mark.parametrize("question", ["Compute 1+2+3+4+5+6+7+8 =", "a/b/c/d/e/f/g/h"])
+def test_a_formula_without_spaces_is_a_question_too(question: str) -> None:
+    held_out = HeldOut([Item("q", "here:1", question, "36")])
+    assert held_out.given_away_by(question) == {"q"}
+    assert not held_out.given_away_by("what is the weather like in Paris today, and tomorrow")

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tuneshift.coverage import densities, families, skeleton, skeleton_of, spread
+from tuneshift.coverage import collapse, densities, families, skeleton, skeleton_of, spread
 from tuneshift.datafiles import Seed
 from tuneshift.dataset import choose, kept_rows
 from tuneshift.prompts.generators import chat_request, few_shot_prompt
@@ -42,6 +44,8 @@ def call_of(name: str, *demos: str) -> GeneratorCall:
         ("(A) yes or (B) no?", "(B)", "(B)"),
         ("get me O'Brien, the book", ' Find(name="O\'Brien, the book")', 'Find(name="_")'),
         ("is it? (yes)", "no (never)", "no (never)"),  # punctuation alone is no copy
+        ('play "Miles Davis" now', ' PlayMusic(artist="Miles Davis")', 'PlayMusic(artist="_")'),
+        ("to Rome, Texas", " Find(a, Texas)", "Find(a, _)"),
         ("", " PlayMusic", "PlayMusic"),
         ("play", "", ""),
     ],
@@ -139,6 +143,13 @@ def test_thinning_out_cuts_large_clusters_to_one_level(names: list[str], size: i
     before, after = Counter(names), Counter(map(skeleton_of, chosen))
     level = max(after.values())
     assert all(level - 1 <= after[name] <= level or after[name] == before[name] for name in before)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_kinds_of_the_same_words_are_thinned_out_alike(seed: int) -> None:
+    names = ["1"] * 60 + ["-1"] * 25 + ["0"] * 15
+    chosen = choose([answered(number, name) for number, name in enumerate(names)], 50, "balanced", seed=seed)
+    assert Counter(map(skeleton_of, chosen)) in ({"1": 18, "-1": 17, "0": 15}, {"1": 17, "-1": 18, "0": 15})
 
 
 def test_which_pair_of_a_cluster_is_left_out_depends_on_the_seed() -> None:
@@ -252,3 +263,45 @@ def test_a_chat_model_is_told_which_answer_is_wanted() -> None:
 def test_a_kept_row_tells_how_it_was_asked_for_and_its_parents() -> None:
     (row,) = kept_rows([answered(0, " A")], [call_of("c0", "s0", "p0007")], count_eos=False)
     assert (row["strategy"], row["parents"]) == ("forward", ["s0", "p0007"])
+
+
+# Telling a collapse
+
+
+def told(sizes: Mapping[str, int], families: Mapping[str, float], strategy: str = "forward") -> list[str]:
+    whole = spread(kind for kind, size in sizes.items() for _ in range(size))
+    assert whole is not None
+    largest = Counter(sizes).most_common(8)
+    return collapse(
+        {"spread": asdict(whole), "largest_clusters": largest, "families": families, "strategies": {strategy: {}}}
+    )
+
+
+EVEN = {"s0": 0.4, "s1": 0.3, "s2": 0.3}
+
+
+def test_a_collapse_onto_two_of_many_kinds_or_onto_one_is_told() -> None:
+    assert "two of 4 kinds of responses are 80%" in told({"a": 20, "b": 20, "c": 5, "d": 5}, EVEN)[0]
+    assert "one kind" in told({"a": 40}, EVEN)[0]
+    assert told({"a": 20, "b": 20}, EVEN) == []  # they may be all there are
+    assert told({"a": 10, "b": 10, "c": 10, "d": 10}, EVEN) == []
+    assert told({"a": 20, "b": 5, "c": 2, "d": 1}, EVEN) == []  # too few pairs to tell
+
+
+def test_the_descent_from_one_of_several_seeds_is_told() -> None:
+    even = {"a": 10, "b": 10, "c": 10, "d": 10}
+    assert "descend from seed s0" in told(even, {"s0": 1.0, "s1": 0.0, "s2": 0.0})[0]
+    assert told(even, {"s0": 0.6, "s1": 0.4}) == []
+
+
+def test_who_gave_the_prompts_is_advised_to_give_others() -> None:
+    assert told({"a": 40}, {}, "listed") == ["all kept pairs have one kind of response: give prompts of other kinds."]
+
+
+def test_a_seed_without_descendants_has_a_share_of_zero() -> None:
+    calls = {"c0": call_of("c0", "s0", "s1")}
+    assert families([answered(0, "a")], calls) == {"s0": 0.5, "s1": 0.5}
+    assert families([answered(0, "a")], {"c0": call_of("c0", "s0"), "c1": call_of("c1", "s1")}) == {
+        "s0": 1.0,
+        "s1": 0.0,
+    }

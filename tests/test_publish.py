@@ -22,7 +22,7 @@ from test_transfer import run_cli
 from tuneshift import publish
 from tuneshift.errors import PublishError, RunDirectoryError
 from tuneshift.publish import prepare, send
-from tuneshift.report.card import Published
+from tuneshift.report.card import COLUMNS, Published
 from tuneshift.report.provenance import Licence, licence_of, public_settings
 from tuneshift.run.directory import RunDirectory
 
@@ -361,7 +361,7 @@ def test_the_dataset_card_loads_the_pairs(run: RunDirectory, hub: HubServer, tmp
     assert card.data.size_categories == ["n<1K"]
     assert card_errors((folder / "README.md").read_text(), "dataset") == []
     rows = load_dataset(str(folder), split="train", cache_dir=str(tmp_path / "cache"))
-    assert rows.column_names == ["id", "prompt", "response", "ppl_f", "ppl_b"]
+    assert rows.column_names == list(COLUMNS)
     assert len(rows) == 6
 
 

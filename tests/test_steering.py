@@ -13,6 +13,7 @@ from test_transfer import run_cli
 
 from tuneshift.config import load_config
 from tuneshift.coverage import coverage, skeleton_of
+from tuneshift.errors import ConfigError
 from tuneshift.run.ledger import Ledger
 from tuneshift.wiring import limits_of
 
@@ -38,7 +39,13 @@ def test_a_preset_fills_in_what_is_not_given(tmp_path: Path, tiny: Tiny) -> None
     section = loaded.config.synthesis
     assert (section.pool_sampling, section.select) == ("balanced", "balanced")
     assert (section.oversample, section.back_generation) == (1.5, 0.5)
-    assert load_config(project(tmp_path, tiny), ["synthesis.preset=paper"]).config.synthesis.select == "first"
+    plain = load_config(project(tmp_path, tiny), ["synthesis.preset=paper", "synthesis.oversample=1"])
+    assert plain.config.synthesis.select == "first"
+
+
+def test_keeping_more_than_the_first_pairs_that_are_learnt_is_refused(tmp_path: Path, tiny: Tiny) -> None:
+    with pytest.raises(ConfigError, match="Set select: balanced or random, or oversample: 1"):
+        load_config(project(tmp_path, tiny), ["synthesis.select=first"])
 
 
 def test_more_are_kept_than_are_learnt_and_the_choice_is_balanced(steered: Path) -> None:

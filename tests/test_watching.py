@@ -26,7 +26,7 @@ from tuneshift.run.records import Candidate, GeneratorCall, Response
 from tuneshift.run.watching import Recorded, Snapshot, read_snapshot
 
 NOW = 1_000_000.0
-SETTINGS = {"synthesis": {"target_size": 8}, "generator": {"api": None}}
+SETTINGS = {"synthesis": {"target_size": 4, "oversample": 2.0}, "generator": {"api": None}}
 HOSTILE = [
     "\x1b[2J\x1b[31mred", "\x1b]0;title\x07", "\u202eevil\u202c", "\u2066x\u2069", "[bold]markup[/bold] [/]",
     "a\r\nb\x00c",
@@ -69,6 +69,13 @@ def snapshot(run: RunDirectory) -> Snapshot:
     found = read_snapshot(run)
     assert found is not None
     return found
+
+
+def test_how_many_are_wanted_is_not_known_where_a_variable_says_it(run: RunDirectory) -> None:
+    with run, Ledger(run.ledger) as ledger:
+        ledger.set_meta(settings=json.dumps({"synthesis": {"target_size": "${SIZE}"}}))
+    assert "5 of n/a kept" in snapshot_line(snapshot(run))
+    assert "5 of n/a in 2 rounds" in drawn(snapshot(run))
 
 
 def drawn(shown: Snapshot, width: int = 100, now: float = NOW) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 from tuneshift.criteria import Criterion, decide_all, score_of, unmeasured
 from tuneshift.datafiles import Item
-from tuneshift.dataset import kept_rows, read_rows
+from tuneshift.dataset import choose, kept_rows, read_rows
 from tuneshift.errors import ConfigError, DataError, ResumeRefused, RunDirectoryError
 from tuneshift.evaluate.evidence import gather_evidence
 from tuneshift.measuring import measure_stored
@@ -19,6 +19,7 @@ from tuneshift.pipeline import finish
 from tuneshift.preflight import Inputs, read_inputs
 from tuneshift.progress import SILENT, Progress
 from tuneshift.prompts.contamination import HeldOut
+from tuneshift.prompts.parsing import extract_text
 from tuneshift.run.directory import RunDirectory, jsonl, write_atomically, write_json
 from tuneshift.run.ledger import Ledger
 from tuneshift.run.records import Candidate
@@ -31,7 +32,8 @@ from tuneshift.wiring import calibration_of, criterion_of, criterion_on, examina
 def reselect(run: RunDirectory, overrides: Sequence[str]) -> dict[str, Any]:
     """Write the dataset that another criterion keeps from the run's candidates, and return what it kept.
 
-    No model is touched: every rule is a function of the stored records. What it needs beyond both responses,
+    No model is touched: every rule is a function of the stored records. Of what it keeps, pairs are chosen as the run
+    does, by `synthesis.target_size` and `select`. What it needs beyond both responses,
     `measure` measures before.
 
     The run itself stays as it was: the dataset goes to `reselected/`, under a name that tells rule and threshold. What
@@ -55,7 +57,9 @@ def reselect(run: RunDirectory, overrides: Sequence[str]) -> dict[str, Any]:
         )
     criterion = criterion_on(loaded, candidates)
     decided = decide_all(candidates, criterion)
-    rows = kept_rows([c for c in decided if c.kept], calls, count_eos=criterion.count_eos)
+    section, kept = loaded.config.synthesis, [candidate for candidate in decided if candidate.kept]
+    chosen = choose(kept, section.target_size, section.select, seed=loaded.config.run.seed)
+    rows = kept_rows(chosen, calls, count_eos=criterion.count_eos)
     path = run.reselected / f"{criterion.label()}.jsonl"
     write_atomically(path, jsonl(rows))
     before = {candidate.id for candidate in candidates if candidate.kept}
@@ -68,6 +72,7 @@ def reselect(run: RunDirectory, overrides: Sequence[str]) -> dict[str, Any]:
         "kept_before": len(before),
         "added": len(after - before),
         "removed": len(before - after),
+        "written": len(rows),
         "reasons": dict(Counter(candidate.reason for candidate in decided).most_common()),
         "dataset": str(path),
     }
@@ -145,7 +150,9 @@ def evaluate_again(
             raise ConfigError(f"{run.path}: no questions are configured. Give --set evaluation.data=FILE.jsonl.")
         inputs = read_inputs(loaded.config, folder=loaded.folder, trains=False)
         _check_source(run, ledger, inputs, "F and B would not be this run's")
-    trained = [row["prompt"] for row in read_rows(run.dataset)]
+    template = loaded.config.prompt_template
+    prompts = [row["prompt"] for row in read_rows(run.dataset)]
+    trained = [form for prompt in prompts for form in (prompt, extract_text(prompt, template)) if form]
     asked = _untrained(inputs.items, trained, "evaluation.data", progress)
     regression = _untrained(inputs.regression, trained, "evaluation.regression.data", progress)
     examined = examination(loaded, replace(inputs, items=asked, regression=regression), run.adapter)

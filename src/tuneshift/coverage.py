@@ -46,8 +46,9 @@ def skeleton(text: str, response: str) -> str:
     words = [match[0].casefold() for match in found]
     parts, copied_to, at = [], 0, 0
     while at < len(words):
-        length = max((_shared(words, at, have, place) for place in places[words[at]]), default=0)
-        if length and words[at][0].isalnum():
+        starts = places[words[at]] if words[at][0].isalnum() else ()  # a copy begins with a word
+        length = max((_shared(words, at, have, place) for place in starts), default=0)
+        if length:
             parts += [response[copied_to : found[at].start()], MASK]
             copied_to = found[at + length - 1].end()
         at += length or 1
@@ -136,7 +137,8 @@ def thin_out(candidates: Sequence[Candidate], size: int, *, seed: int) -> list[C
     similarity = Similarity(list(clusters))
     dense = similarity.densities(np.array([len(members) for members in left], dtype=np.float64))
     for _ in range(len(candidates) - size):
-        densest = int(np.argmax(dense))
+        ties = np.flatnonzero(dense >= dense.max() - 1e-9).tolist()  # kinds of the same words are equally dense
+        densest = max(ties, key=lambda place: len(left[place]))
         left[densest].pop()
         dense -= similarity.rows(densest, densest + 1)[0]
         if not left[densest]:
@@ -191,12 +193,15 @@ def spread(clusters: Iterable[str]) -> Spread | None:
 
 
 def families(candidates: Sequence[Candidate], calls: Mapping[str, GeneratorCall]) -> dict[str, float]:
-    """Return the share of the kept pairs that descends from each seed, largest first; empty without demos.
+    """Return the share of the kept pairs that descends from each seed that was shown, largest first.
+
+    It is empty where nothing was shown, and 0 for a seed that no kept pair comes from.
 
     A candidate descends in equal parts from the demos that its call showed, and a demo from those of its own call.
     """
     descent: dict[str, Counter[str]] = {}
-    kept: Counter[str] = Counter()
+    names = {candidate.id for candidate in candidates}
+    kept: Counter[str] = Counter(dict.fromkeys((d for c in calls.values() for d in c.demos if d not in names), 0))
     for candidate in candidates:  # in the order in which they were written: parents come first
         if not candidate.kept:
             continue
@@ -207,7 +212,7 @@ def families(candidates: Sequence[Candidate], calls: Mapping[str, GeneratorCall]
                 own[seed] += share / len(demos)  # type: ignore[assignment]  # Counter's stubs know whole numbers only
         descent[candidate.id] = own
         kept.update(own)
-    total = math.fsum(kept.values())
+    total = math.fsum(kept.values()) or 1.0  # nothing is kept
     return {seed: share / total for seed, share in kept.most_common()}
 
 
@@ -248,15 +253,24 @@ def _by_strategy(candidates: Sequence[Candidate], calls: Mapping[str, GeneratorC
 
 
 def collapse(found: Mapping[str, Any]) -> list[str]:
-    """Return what is wrong with a run's coverage and what to do, a sentence each."""
+    """Return what is wrong with a run's coverage and what to do, a sentence each.
+
+    Two or three kinds may be all that there are, so only one, or the two largest of more, are told.
+    """
     whole, warnings = found["spread"], []
+    if whole["pairs"] < FEWEST:
+        return []
+    advice = (
+        "give prompts of other kinds."
+        if set(found["strategies"]) == {"listed"}
+        else "add seeds of other kinds; synthesis.preset: tuneshift steers against it."
+    )
     held = sum(count for _, count in found["largest_clusters"][:2]) / whole["pairs"]
-    if whole["pairs"] >= FEWEST and whole["clusters"] > 3 and held > MOST_IN_TWO:
-        warnings.append(
-            f"two of {whole['clusters']} kinds of responses are {held:.0%} of the kept pairs: add seeds of other kinds,"
-            " or take synthesis.preset: tuneshift in place of paper."
-        )
+    if whole["clusters"] == 1:
+        warnings.append(f"all kept pairs have one kind of response: {advice}")
+    elif whole["clusters"] > 3 and held > MOST_IN_TWO:
+        warnings.append(f"two of {whole['clusters']} kinds of responses are {held:.0%} of the kept pairs: {advice}")
     seed, share = next(iter(found["families"].items()), ("", 0.0))
-    if whole["pairs"] >= FEWEST and len(found["families"]) >= 3 and share > MOST_OF_ONE_SEED:
-        warnings.append(f"{share:.0%} of the kept pairs descend from seed {seed}: set synthesis.seed_share.")
+    if len(found["families"]) >= 3 and share > MOST_OF_ONE_SEED:
+        warnings.append(f"{share:.0%} of the kept pairs descend from seed {seed}: synthesis.seed_share shows all more.")
     return warnings

@@ -130,12 +130,16 @@ def dpo(rows: Sequence[Row]) -> Export:
 
 
 def parquet(rows: Sequence[Row]) -> Export:
-    """Return the rows with all that is known of them, as one Parquet file: id, texts, perplexities under F."""
+    """Return the rows with all that is known of them as one Parquet file.
+
+    Ids, texts, perplexities under F, and how each prompt was asked for.
+    """
     import pyarrow
     import pyarrow.parquet
 
-    kinds = dict.fromkeys(("id", "prompt", "response", "base_response"), pyarrow.string())
-    schema = pyarrow.schema(kinds | dict.fromkeys(("ppl_f", "ppl_b"), pyarrow.float64()))
+    kinds = dict.fromkeys(("id", "prompt", "response", "base_response", "strategy"), pyarrow.string())
+    kinds |= dict.fromkeys(("ppl_f", "ppl_b"), pyarrow.float64()) | {"parents": pyarrow.list_(pyarrow.string())}
+    schema = pyarrow.schema(kinds)
     buffer = io.BytesIO()
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(list(rows), schema), buffer)
     return Export({f"{NAME}.parquet": buffer.getvalue()}, len(rows))

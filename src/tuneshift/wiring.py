@@ -260,8 +260,10 @@ def limits_of(loaded: LoadedConfig, inputs: Inputs) -> Limits:
 
 
 def steering_of(loaded: LoadedConfig) -> Steering:
-    """Return how examples are drawn from the pool."""
+    """Return how examples are drawn from the pool; prompts from a file need none."""
     section = loaded.config.synthesis
+    if loaded.config.generator.kind == "file":
+        return Steering()
     return Steering(section.pool_sampling, section.seed_share, section.back_generation)
 
 

@@ -28,8 +28,9 @@ class HeldOut:
             for form in map(normalize, (item.prompt, *item.bare)):
                 self._ids[form].add(item.id)
         for form in self._ids:
-            if len(re.findall(r"\w+", form)) >= LEAST_WORDS:
-                self._by_opening[next(_openings(form))].append(form)
+            opening = next(_openings(form), None)  # words that operators join count as one there
+            if opening is not None and len(re.findall(r"\w+", form)) >= LEAST_WORDS:
+                self._by_opening[opening].append(form)
 
     def given_away_by(self, *prompts: str) -> set[str]:
         """Return the ids of the items that one of the prompts gives away."""
@@ -40,7 +41,7 @@ class HeldOut:
     def _contained(self, form: str) -> Iterator[str]:
         for opening in _openings(form):
             for own in self._by_opening.get(opening, ()):
-                if re.search(rf"(?<!\S){re.escape(own)}(?= \w|$)", form):
+                if own in form and re.search(rf"(?<!\S){re.escape(own)}(?= \w|$)", form):
                     yield own
 
 

@@ -142,12 +142,16 @@ def view(snapshot: Snapshot, *, now: float) -> RenderableType:
 def snapshot_line(snapshot: Snapshot) -> str:
     """Return a run's state as one plain line."""
     counts, stage = snapshot.counts, snapshot.stage
-    parts = [f"{snapshot.name}: {_state(snapshot, 0).plain}", f"{counts.kept} of {snapshot.target_size} kept"]
+    parts = [f"{snapshot.name}: {_state(snapshot, 0).plain}", f"{counts.kept} of {_or_unknown(snapshot.wanted)} kept"]
     if counts.candidates:
         parts.append(f"keep rate {keep_rate(snapshot)}")
     if stage is not None and not stage.ended and snapshot.phase != "finished":
         parts.append(stage_line(stage))
     return clean("; ".join(parts))
+
+
+def _or_unknown(wanted: int | None) -> str:
+    return "n/a" if wanted is None else str(wanted)
 
 
 def keep_rate(snapshot: Snapshot) -> str:
@@ -161,11 +165,11 @@ def time_left(snapshot: Snapshot) -> str:
     """Return what is left of the open stage, and what that is reckoned from."""
     stage, counts = snapshot.stage, snapshot.counts
     assert stage is not None
-    if snapshot.phase == "synthesis" and snapshot.target_size is not None:
+    if snapshot.phase == "synthesis" and snapshot.wanted is not None:
         if counts.kept == 0:
             return "not known: nothing is kept yet"
         each = counts.seconds / counts.kept
-        left = each * max(0, snapshot.target_size - counts.kept)
+        left = each * max(0, snapshot.wanted - counts.kept)
         rounds = f"{counts.rounds} round{'s' if counts.rounds != 1 else ''}"
         return f"about {duration(left)} of this stage (from {rounds}: {each:.2g} s a kept pair)"
     if stage.seconds_left is None:
@@ -174,10 +178,10 @@ def time_left(snapshot: Snapshot) -> str:
 
 
 def _synthesis_rows(snapshot: Snapshot) -> list[tuple[str, RenderableType]]:
-    counts, wanted = snapshot.counts, snapshot.target_size
+    counts, wanted = snapshot.counts, snapshot.wanted
     bar = ProgressBar(total=wanted or 1, completed=min(counts.kept, wanted or 1), width=32)
     kept = Table.grid(padding=(0, 2))
-    kept.add_row(bar, Text(f"{counts.kept} of {'n/a' if wanted is None else wanted} in {counts.rounds} rounds"))
+    kept.add_row(bar, Text(f"{counts.kept} of {_or_unknown(wanted)} in {counts.rounds} rounds"))
     if counts.candidates == 0:
         return [("kept", kept)]
     dropped = [(reason, count) for reason, count in counts.reasons.items() if reason != "kept"]
@@ -206,11 +210,11 @@ def _cost_left(snapshot: Snapshot) -> str | None:
     if snapshot.cost is None:
         return None
     spent, counts = f"{snapshot.cost:.4g} so far, in the currency of the prices", snapshot.counts
-    if snapshot.phase != "synthesis" or snapshot.target_size is None:
+    if snapshot.phase != "synthesis" or snapshot.wanted is None:
         return spent
     if counts.kept == 0:
         return f"{spent}; what is left is not known: nothing is kept yet"
-    left = snapshot.cost / counts.kept * max(0, snapshot.target_size - counts.kept)
+    left = snapshot.cost / counts.kept * max(0, snapshot.wanted - counts.kept)
     return f"{spent}; about {left:.2g} left (from {counts.kept} kept pairs)"
 
 

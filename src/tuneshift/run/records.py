@@ -61,7 +61,7 @@ class GeneratorCall:
 
     `demos` are the ids of the pool items shown to it; `raw` is what it wrote, before any parsing, one entry per
     continuation, with `finished` false where the length limit cut it. `decoding` holds the fields of `Decoding`. A
-    backward call's `prompt` ends with the response that it wants prompts for, which is that of the last demo.
+    backward call wants prompts to the response of its last demo.
     """
 
     id: str

@@ -7,6 +7,7 @@ reader writes nothing and takes no lock, so it cannot disturb the run, and a run
 from __future__ import annotations
 
 import json
+import math
 import os
 import socket
 from dataclasses import asdict, dataclass
@@ -42,14 +43,14 @@ class Recorded(Passing):
 class Snapshot:
     """A run at one instant.
 
-    `target_size` is how many kept pairs are wanted; `cost` is in the currency of the configured prices, `None` without.
+    `wanted` is how many pairs are to be kept; `cost` is in the currency of the configured prices, `None` without.
     `alive` tells whether the process that worked last still runs, `None` where that is another machine's to know.
     """
 
     name: str
     phase: str
     alive: bool | None
-    target_size: int | None
+    wanted: int | None
     counts: Counts
     seconds: dict[str, float]
     stop_reason: str | None
@@ -73,7 +74,7 @@ def read_snapshot(run: RunDirectory) -> Snapshot | None:
             name=ledger.meta("name") or run.path.name,
             phase=phase(run, stop),
             alive=_alive(run.holder()),
-            target_size=settings.get("synthesis", {}).get("target_size"),
+            wanted=_wanted(settings.get("synthesis", {})),
             counts=ledger.counts(),
             seconds=ledger.seconds(),
             stop_reason=stop,
@@ -90,6 +91,12 @@ def phase(run: RunDirectory, stop_reason: str | None) -> str:
     if stop_reason is None:
         return "synthesis"
     return "evaluation" if run.training.exists() else "distillation"
+
+
+def _wanted(synthesis: dict[str, Any]) -> int | None:
+    """Return how many pairs the loop wants to keep; `None` where a variable of the run's environment says it."""
+    size, times = synthesis.get("target_size"), synthesis.get("oversample", 1)
+    return math.ceil(times * size) if isinstance(size, int) and isinstance(times, int | float) else None
 
 
 def _cost(api: dict[str, Any] | None, usage: Usage) -> float | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -45,7 +45,11 @@ class SynthesisSection(Section):
         "the more kept responses are like theirs.",
     )
     seed_share: float | None = Field(
-        None, gt=0, lt=1, description="Share of the examples that are seeds; null: they count as kept prompts do."
+        None,
+        gt=0,
+        lt=1,
+        description="Weight of all seeds together when an example is drawn; null: a seed counts as a kept prompt does. "
+        "No example is shown twice in a call, so with five seeds and five examples 0.5 shows about 2.2 seeds.",
     )
     back_generation: float = Field(
         0.0,
@@ -53,7 +57,7 @@ class SynthesisSection(Section):
         le=1,
         description="Share of calls that ask for prompts to a response: examples are shown with the skeletons of F's "
         "responses, of which the last is wanted. F answers anew, and its answer is what is kept. A hosted generator "
-        "then sees such skeletons.",
+        "then sees such skeletons, those of the seeds' responses included.",
     )
     calls_per_round: int = Field(4, ge=1, description="Generator calls of a round; the pool grows between rounds.")
     decoding: Literal["faithful", "greedy"] = Field(
@@ -79,6 +83,15 @@ class SynthesisSection(Section):
     max_candidates: int = Field(10_000, ge=1, description="Stop after this many candidates, whatever was kept.")
     max_rounds: int = Field(500, ge=1, description="Stop after this many rounds.")
     patience: int = Field(3, ge=1, description="Stop with a diagnosis after this many rounds that kept nothing.")
+
+    @model_validator(mode="after")
+    def _chooses(self) -> Self:
+        if self.oversample > 1 and self.select == "first":
+            raise ValueError(
+                f"synthesis.oversample is {self.oversample}, but synthesis.select: first learns the first pairs all "
+                "the same. Set select: balanced or random, or oversample: 1."
+            )
+        return self
 
     @model_validator(mode="before")
     @classmethod

@@ -44,11 +44,12 @@ class Trial:
     reason: str | None
 
 
-def rule_label(criterion: Criterion, *, best: bool) -> str:
+def rule_label(criterion: Criterion, arm: Arm) -> str:
     """Return the name of a rule with its thresholds, as it is used here: `random` draws as many as are wanted."""
-    if best:
+    if arm.best:
         return f"best {criterion.name}"
-    return "random" if criterion.name == "random" else criterion.label()
+    name = "random" if criterion.name == "random" else criterion.label()
+    return name if arm.select == "random" else f"{name}, {arm.select}"
 
 
 def choose(
@@ -148,7 +149,7 @@ def decide_arms(units: Sequence[Unit], products: Products, progress: Progress = 
                 Trial(
                     unit,
                     arm.name,
-                    None if criterion is None else rule_label(criterion, best=arm.best),
+                    None if criterion is None else rule_label(criterion, arm),
                     None if criterion is None else len(candidates),
                     pairs,
                     None if reason is not None else products.training(unit, pairs),

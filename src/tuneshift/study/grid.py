@@ -17,6 +17,7 @@ from tuneshift.distill import Pair
 from tuneshift.errors import ConfigError
 from tuneshift.evaluate.evidence import Questions
 from tuneshift.preflight import Inputs, check_criterion, read_inputs
+from tuneshift.prompts.parsing import extract_text
 from tuneshift.prompts.screening import normalize
 from tuneshift.sections.study import SEEDS, StudySection
 from tuneshift.wiring import evaluation_questions
@@ -155,7 +156,11 @@ def _unit(
 def _arms(
     section: StudySection, loaded: LoadedConfig, inputs: Inputs, levels: Mapping[str, str], shown_as: str
 ) -> Iterator[Arm]:
-    held_out = inputs.held_out
+    held_out, template = inputs.held_out, loaded.config.prompt_template
+
+    def given_away(prompt: str) -> bool:
+        return bool(held_out.given_away_by(prompt, extract_text(prompt, template) or prompt))
+
     for name, arm in section.arms.items():
         if arm.criterion is not None:
             raw = lay_over(loaded.raw, {"criterion": arm.criterion.model_dump(exclude_unset=True)})
@@ -172,10 +177,10 @@ def _arms(
             yield Arm(name, None, pairs=seeds)
         elif arm.pairs is not None:
             given = read_pairs(_in_cell(arm.pairs, levels))
-            yield Arm(name, section.size, pairs=[pair for pair in given if not held_out.given_away_by(pair.prompt)])
+            yield Arm(name, section.size, pairs=[pair for pair in given if not given_away(pair.prompt)])
         else:
             prompts = {normalize(prompt): prompt for prompt in read_prompts(_in_cell(arm.prompts or "", levels), None)}
-            free = [prompt for prompt in prompts.values() if not held_out.given_away_by(prompt)]
+            free = [prompt for prompt in prompts.values() if not given_away(prompt)]
             yield Arm(name, section.size, prompts=free)
 
 

@@ -248,8 +248,8 @@ def _interactions(settings: Mapping[str, Any], cells: Sequence[Cell]) -> Iterato
             four = [cell.answers.get(arm, {}) for cell in (first, second) for arm in (reference, name)]
             both = [replicate for replicate in four[0] if all(replicate in answers for answers in four)]
             compared: Row = NOT_TRAINED
-            if all(first.trainings.get(arm) == second.trainings.get(arm) for arm in (reference, name)) and both:
-                compared = SAME_TRAININGS
+            if first.trainings.get(name) == second.trainings.get(name) and both:
+                compared = SAME_TRAININGS  # its lead differs by the reference alone, which `_across` compares
             elif both:
                 a, b, c, d = (_array([answers[one] for one in both]) for answers in four)
                 found, test = interaction_over_seeds((a, b), (c, d))

@@ -45,7 +45,7 @@ def _read(path: Path) -> list[Reply] | None:
     """Return the replies that a file holds; `None` where there is none, or it is damaged."""
     try:
         return [Reply(**row) for row in json.loads(path.read_bytes())] if path.is_file() else None
-    except ValueError:
+    except (ValueError, TypeError):
         return None
 
 
