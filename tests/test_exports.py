@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -122,6 +123,32 @@ def test_other_datasets_in_the_folder_are_not_written_over(run: Path, tmp_path: 
     with pytest.raises(RunDirectoryError, match="holds something else"):
         exported(run, "sharegpt", tmp_path / "data")
     assert (tmp_path / "data/dataset_info.json").read_text() == '{"mine": {}}'
+
+
+@pytest.mark.parametrize("taken", [Path.mkdir, lambda path: path.write_text("mine")])
+def test_a_single_file_is_not_written_over_either(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], taken: Callable[[Path], object]
+) -> None:
+    output = tmp_path / "seeds.jsonl"
+    taken(output)
+    before = output.stat()
+    assert run_cli("export", str(run), "--output", str(output)) == 2
+    assert f"{output}: is there already" in capsys.readouterr().err.replace("\n", " ")
+    assert output.stat() == before
+    exported(run, "alpaca", tmp_path / "new.jsonl")
+    exported(run, "alpaca", tmp_path / "new.jsonl")  # the same again changes nothing
+
+
+def test_an_export_reads_a_run_that_goes_on_and_writes_nothing_into_it(run: Path) -> None:
+    def content() -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()}
+
+    before, directory = content(), RunDirectory.existing(run)
+    pairs = read_pairs(directory)
+    assert content() == before
+    with Ledger(directory.ledger) as ledger, ledger._transaction():
+        ledger._db.execute("INSERT INTO meta VALUES ('half', 'done')")
+        assert read_pairs(directory) == pairs
 
 
 # --- Axolotl. Source: axolotl-ai-cloud/axolotl, src/axolotl/utils/schemas/datasets.py (SFTDataset and

@@ -31,6 +31,8 @@ HEX = "0123456789abcdef0123456789abcdef01234567"
         ("AKIAIOSFODNN7EXAMPLE", "key or password"),
         ("-----BEGIN RSA PRIVATE KEY-----", "key or password"),
         ("password: hunter2hunter2", "key or password"),
+        ("psql postgres://jane:p4ssw0rd@db.example/x", "key or password"),
+        ("curl -H 'Authorization: Bearer abcdef1234567890abcdef'", "key or password"),
         ("eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0In0.abc-DEF_123", "key or password"),
     ],
 )
@@ -50,6 +52,7 @@ def test_each_kind_is_found_once_and_as_that_kind(text: str, kind: str) -> None:
         "@user wrote a@b, and the password: required",
         "the sk-learn library, a token: value, task-oriented-dialogue-systems-2",
         f"sha256 {HEX}",
+        "Bearer of news, see http://localhost:8000/users@home and https://example.org/a:b",
         "Janet has 16 eggs, 3,000,000 dollars and 5 1/2 acres",
     ],
 )
@@ -77,6 +80,8 @@ def test_the_values_never_leave_the_scanner() -> None:
     assert not any(value in said for value in ("jane", "1234567", "4111"))
 
 
-@pytest.mark.parametrize("piece", ["a", "a@", "a.", "1 ", "+1", "DE89", "eyJaaaaaaaa-", "token:", "sk-"])
+@pytest.mark.parametrize(
+    "piece", ["a", "a@", "a.", "1 ", "+1", "DE89", "eyJaaaaaaaa-", "token:", "sk-", "://a:", "Bearer "]
+)
 def test_a_long_hostile_text_comes_to_an_end(piece: str) -> None:
     count_kinds(piece * (100_000 // len(piece)))  # a quadratic search would take minutes

@@ -25,6 +25,7 @@ from tuneshift.publish import prepare, send
 from tuneshift.report.card import COLUMNS, Published
 from tuneshift.report.provenance import Licence, licence_of, public_settings
 from tuneshift.run.directory import RunDirectory
+from tuneshift.run.ledger import Ledger
 
 MODEL, DATASET = "me/moved", "me/moved-pairs"
 BOTH = Published(model_repo=MODEL, dataset_repo=DATASET, base_model="org/tiny-gemma", licence="mit")
@@ -240,6 +241,23 @@ def test_private_pairs_do_not_go_into_a_public_repository(run: RunDirectory, hub
     assert len(hub.repositories[f"models/{MODEL}"].commits) == 2
 
 
+def test_nothing_is_sent_to_any_repository_where_one_is_refused(run: RunDirectory, hub: HubServer) -> None:
+    hub.repositories[f"datasets/{DATASET}"] = Repository(False)
+    with pytest.raises(PublishError, match="is public"):
+        pushed(run, hub, private=True)
+    assert hub.repositories[f"models/{MODEL}"].files == {}
+
+
+def test_whoever_sends_prompts_of_their_own_is_told(run: RunDirectory) -> None:
+    own = "the pairs hold prompts of your own file, word for word"
+    assert own not in prepare(run, BOTH, private=False, anyway=False).notes
+    with Ledger(run.ledger) as ledger:
+        settings = json.loads(ledger.meta("settings") or "")
+        ledger.set_meta(settings=json.dumps(settings | {"generator": {"kind": "file"}}))
+    assert own in prepare(run, BOTH, private=False, anyway=False).notes
+    assert own not in prepare(run, Published(model_repo=MODEL), private=False, anyway=False).notes
+
+
 # --- a Hub that fails ---
 
 
@@ -422,11 +440,20 @@ def test_settings_are_shown_without_keys_addresses_and_places() -> None:
         "distill": {"trainer_args": {"hub_token": SECRET, "max_steps": 3}},
         "prompt_template": "/ask {text}\n",
         "synthesis": {"stop": ["\n"], "target_size": 5},
+        "engine": {"ray_address": "10.20.0.7:6379", "servers": ["http://in:8"], "device": "cpu"},
+        "seeds": ["/home/jane/x", "http://in:8", "models/../../../home/jane/m", ["../jane/y"], {"token": SECRET}],
+        "dataset": "models/../../../home/jane/m",
     }
     shown, left_out = public_settings(raw)
     assert shown["source"] == {"base": "base", "adapter": "adapter"}
     assert shown["generator"] == {"api": {"model": "big"}}
     assert shown["distill"] == {"trainer_args": {"max_steps": 3}}
-    assert left_out == ["generator.api.api_key", "generator.api.base_url", "distill.trainer_args.hub_token"]
+    assert shown["engine"] == {"device": "cpu"}
+    assert shown["seeds"] == ["x", "m", ["y"], {}]
+    assert shown["dataset"] == "m"
+    assert left_out == [
+        "generator.api.api_key", "generator.api.base_url", "distill.trainer_args.hub_token", "engine.ray_address",
+        "engine.servers.0", "seeds.1", "seeds.4.token",
+    ]  # fmt: skip
     for key in ("target", "prompt_template", "synthesis"):
         assert shown[key] == raw[key]

@@ -7,6 +7,7 @@ import json
 import sys
 from contextlib import ExitStack
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from test_transfer import files, run_cli
 from test_watching import Seen, add_round
 
 from tuneshift import tracking
-from tuneshift.errors import ConfigError
+from tuneshift.errors import ConfigError, Interrupted
 from tuneshift.progress import SILENT
 from tuneshift.run.directory import RunDirectory
 from tuneshift.run.ledger import Ledger
@@ -90,8 +91,8 @@ def test_a_run_that_is_continued_goes_on_in_the_same_place(tmp_path: Path) -> No
     run, names = RunDirectory(tmp_path / "run"), []
     seen = Seen()
 
-    def tracker(folder: Path, name: str, end: ExitStack) -> Any:
-        names.append(name)
+    def tracker(folder: Path, identity: str, end: ExitStack) -> Any:
+        names.append(identity)
         return lambda numbers, step: None
 
     with run, Ledger(run.ledger) as ledger, pytest.MonkeyPatch.context() as patch:
@@ -101,8 +102,81 @@ def test_a_run_that_is_continued_goes_on_in_the_same_place(tmp_path: Path) -> No
             with followed(seen, ["tensorboard"], run, ledger) as progress, progress.stage("S", total=1, unit="u"):
                 add_round(ledger, len(ledger.rounds()), 1, 1)
     assert len(set(names)) == 1
-    assert names[0].startswith("run-")
     assert len(seen.stages) == 4
+
+
+class Away(ModuleType):
+    """Stands for wandb and mlflow: takes any call and notes what it was told, all of it by name."""
+
+    def __getattr__(self, name: str) -> Any:
+        def call(*arguments: Any, **named: Any) -> Any:
+            told.append((name, named))
+            return [] if name == "search_runs" else self
+
+        return call
+
+
+told: list[tuple[str, dict[str, Any]]] = []
+
+
+@pytest.mark.parametrize("called", ["bob's", "lr=1e-3:v2", "50%"])
+def test_a_folder_may_be_called_anything(tmp_path: Path, called: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    told.clear()
+    for name in ("wandb", "mlflow"):
+        monkeypatch.setitem(sys.modules, name, Away(name))
+        with ExitStack() as end:
+            TRACKERS[name](tmp_path / called, "0123abcd", end)
+    by_call = dict(told)
+    assert by_call["init"]["id"] == "0123abcd"
+    assert by_call["search_runs"]["filter_string"] == "tags.tuneshift = '0123abcd'"
+    assert by_call["start_run"]["tags"] == {"tuneshift": "0123abcd"}
+    assert by_call["init"]["name"] == by_call["start_run"]["run_name"] == f"{called}-0123abcd"
+
+
+@pytest.mark.parametrize("when", ["open", "log", "end"])
+def test_a_tracker_that_fails_is_told_once_and_ends_no_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    run, seen, calls = RunDirectory(tmp_path / "run"), Seen(), []
+
+    def fail(*_: object) -> None:
+        calls.append(when)
+        raise ConnectionError("the server\nis away")
+
+    def failing(folder: Path, identity: str, end: ExitStack) -> Any:
+        end.callback(fail)
+        if when == "open":
+            fail()
+        return fail if when == "log" else lambda numbers, step: None
+
+    monkeypatch.setitem(TRACKERS, "wandb", failing)
+    whole: list[int] = []
+    monkeypatch.setitem(TRACKERS, "tensorboard", lambda *_: lambda numbers, step: whole.append(step))
+    with run, Ledger(run.ledger) as ledger:
+        run.keep()
+        with followed(seen, ["wandb", "tensorboard"], run, ledger) as progress:
+            for step in (1, 2, 3):
+                progress.log("synthesis", step, {"kept": 1})
+    assert whole == [1, 2, 3]  # the other tracker gets everything
+    assert len(calls) == (1 if when == "end" else 2)  # the end is told even to one that failed
+    (note,) = seen.notes
+    assert "wandb failed" in note
+    assert "ConnectionError: the server is away" in note
+
+
+def test_an_interrupted_run_ends_though_a_tracker_was_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(numbers: object, step: int) -> None:
+        raise Interrupted
+
+    monkeypatch.setitem(TRACKERS, "wandb", lambda *_: interrupted)
+    run = RunDirectory(tmp_path / "run")
+    with (
+        run,
+        Ledger(run.ledger) as ledger,
+        pytest.raises(Interrupted),
+        followed(SILENT, ["wandb"], run, ledger) as progress,
+    ):
+        progress.log("synthesis", 1, {"kept": 1})
 
 
 def test_what_was_not_measured_is_left_out_and_not_zero(tmp_path: Path) -> None:

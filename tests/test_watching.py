@@ -189,9 +189,13 @@ def test_before_the_ledger_there_is_no_snapshot_and_a_damaged_one_is_told(tmp_pa
 class Seen(Progress):
     def __init__(self) -> None:
         self.stages: list[Stage] = []
+        self.notes: list[str] = []
 
     def show(self, stage: Stage) -> None:
         self.stages.append(stage)
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
 
 
 def test_a_stage_is_noted_in_the_ledger_and_told_on(run: RunDirectory) -> None:

@@ -18,7 +18,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from tuneshift.errors import Interrupted, ResumeRefused, TuneShiftError
+from tuneshift.errors import ConfigError, Interrupted, ResumeRefused, TuneShiftError
 from tuneshift.report.terminal import key_lines, print_result, print_verdict
 
 EXIT_NO_IMPROVEMENT = 3
@@ -63,7 +63,7 @@ def transfer(
         verdict = run_transfer(loaded, run, progress=open_progress(run.path))
         print_verdict(verdict, run.path, as_json)
         if not as_json:
-            typer.echo(f"report: {run.page}\nadapter: {run.adapter}")
+            print_result({"report": str(run.page), "adapter": str(run.adapter)}, False, key_lines)
     if verdict["improved"] is False:
         raise typer.Exit(EXIT_NO_IMPROVEMENT)
 
@@ -202,18 +202,24 @@ def report(run: RunPath, as_json: AsJson = False) -> None:
 @app.command()
 def show(
     run: RunPath,
-    examples: Annotated[int, typer.Option(help="How many of the newest candidates to show.")] = 5,
+    examples: Annotated[
+        int | None, typer.Option(help="How many of the newest candidates to show.", show_default="5")
+    ] = None,
     watch: Annotated[bool, typer.Option("--watch", help="Follow the run, as it is seen where it runs.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Show a run's status, its counts by drop reason, and examples; also while it is running."""
     if watch:
+        if as_json or examples is not None:
+            raise ConfigError(
+                "--watch shows a live view and takes neither --json nor --examples. Leave them out, or --watch."
+            )
         from tuneshift.report.live import watch as watch_run
 
         return watch_run(run)
     from tuneshift.report.status import run_status, status_lines
 
-    print_result(run_status(run, examples=examples), as_json, status_lines)
+    print_result(run_status(run, examples=5 if examples is None else examples), as_json, status_lines)
 
 
 @app.command()
@@ -238,6 +244,7 @@ def export(
     output: Annotated[Path | None, typer.Option(help="File, or folder for several; default: stdout.")] = None,
 ) -> None:
     """Write the kept pairs in a form that other trainers read."""
+    from tuneshift.console import clean
     from tuneshift.exports import make_export, write_export
     from tuneshift.run.directory import RunDirectory
 
@@ -246,7 +253,7 @@ def export(
         sys.stdout.write(made.text())
     else:
         written = write_export(made, output)
-        typer.echo(f"{', '.join(map(str, written))}: {made.summary()}", err=True)
+        typer.echo(clean(f"{', '.join(map(str, written))}: {made.summary()}"), err=True)
 
 
 @app.command()

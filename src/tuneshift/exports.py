@@ -55,7 +55,7 @@ def read_pairs(run: RunDirectory) -> list[Row]:
         RunDirectoryError: there is no dataset yet, or a file is damaged.
     """
     rows = read_rows(run.dataset)
-    with Ledger(run.ledger) as ledger:
+    with Ledger(run.ledger, read_only=True) as ledger:
         answers = {candidate.id: candidate.y_b.text for candidate in ledger.candidates() if candidate.y_b is not None}
     return [{**row, "base_response": answers.get(row["id"])} for row in rows]
 
@@ -171,22 +171,28 @@ def write_export(export: Export, output: Path) -> list[Path]:
     """Write an export to the file `output`, or its files into the folder `output` where there are several.
 
     Raises:
-        RunDirectoryError: it cannot be written, or a file of the folder holds something else: it may name other
-            datasets.
+        RunDirectoryError: it cannot be written, or a file is there that holds something else.
     """
     if len(export.files) == 1:
-        files = dict(zip([output], export.files.values(), strict=True))
+        files, other = dict(zip([output], export.files.values(), strict=True)), "file as --output"
     else:
         files = {output / name: content for name, content in export.files.items()}
-        taken = [path for path, content in files.items() if path.exists() and path.read_bytes() != content]
-        if taken:
-            raise RunDirectoryError(
-                f"{taken[0]}: is there already and holds something else. Give another folder as --output, and put "
-                "together by hand what belongs together."
-            )
+        other = "folder as --output, and put together by hand what belongs together"
+    taken = [path for path, content in files.items() if _holds_something_else(path, content)]
+    if taken:
+        raise RunDirectoryError(f"{taken[0]}: is there already and holds something else. Give another {other}.")
     for path, content in files.items():
         write_atomically(path, content)
     return list(files)
+
+
+def _holds_something_else(path: Path, content: bytes) -> bool:
+    try:
+        return path.read_bytes() != content
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:  # a folder, or a file that we may not read
+        return True
 
 
 def _turns(row: Row, role: str, text: str, names: tuple[str, str]) -> list[dict[str, str]]:

@@ -1,7 +1,8 @@
 """Publishing a run on the Hugging Face Hub: the adapter with its card and, where asked for, the dataset with its own.
 
 `prepare` decides and sends nothing, `send` sends what was prepared. What belongs to the user is never sent: the ledger,
-the seeds, the questions and the answers to them, the configuration file.
+the seeds, the questions and the answers to them, the configuration file. Only where a run takes its prompts from a file
+(`generator.kind: file`) does its dataset hold the user's own words, and a note says so.
 """
 
 from __future__ import annotations
@@ -94,8 +95,8 @@ def prepare(run: RunDirectory, published: Published, *, private: bool, anyway: b
 def send(publication: Publication, api: HfApi | None = None) -> list[dict[str, Any]]:
     """Send it, and return for each repository the commit, its address, and whether it changed anything.
 
-    What fails in passing is tried three times. Each attempt starts anew and finds what is there already, so that an
-    attempt whose answer was lost changes nothing twice.
+    All repositories are opened before the first gets anything. What fails in passing is tried three times. Each attempt
+    starts anew and finds what is there already, so that an attempt whose answer was lost changes nothing twice.
 
     Raises:
         PublishError: the Hub refuses or keeps failing. What was sent before stays.
@@ -106,7 +107,8 @@ def send(publication: Publication, api: HfApi | None = None) -> list[dict[str, A
         if get_token() is None:
             raise PublishError("the Hub needs a token: run `hf auth login`, or set HF_TOKEN. Nothing was sent.")
         api = HfApi(library_name="tuneshift")
-    return [_send(upload, api, private=publication.private) for upload in publication.uploads]
+    newest = [_open(upload, api, private=publication.private) for upload in publication.uploads]
+    return [_send(upload, api, before) for upload, before in zip(publication.uploads, newest, strict=True)]
 
 
 def publication_lines(described: dict[str, Any]) -> list[str]:
@@ -177,6 +179,8 @@ def _notes(facts: Facts, published: Published) -> list[str]:
         notes.append(f"the cards name no licence: {licence.reason}; --license states one")
     if facts.verdict["improved"] is None:
         notes.append("nothing was evaluated, and the cards say so")
+    if facts.own_prompts and published.dataset_repo is not None:
+        notes.append("the pairs hold prompts of your own file, word for word")
     return notes
 
 
@@ -192,8 +196,11 @@ def _check_name(repo: str) -> None:
         raise PublishError(f"{repo!r} is no name of a repository. Give OWNER/NAME.")
 
 
-def _send(upload: Upload, api: HfApi, *, private: bool) -> dict[str, Any]:
-    before = _attempt(upload, lambda: _open_repository(upload, api, private=private))
+def _open(upload: Upload, api: HfApi, *, private: bool) -> str | None:
+    return _attempt(upload, lambda: _open_repository(upload, api, private=private))
+
+
+def _send(upload: Upload, api: HfApi, before: str | None) -> dict[str, Any]:
     commit = _attempt(upload, lambda: _commit(upload, api))
     return {"repo": upload.repo, "kind": upload.kind, "url": commit.commit_url, "changed": commit.oid != before}
 
@@ -205,7 +212,7 @@ def _open_repository(upload: Upload, api: HfApi, *, private: bool) -> str | None
     if private and not there.private:
         raise PublishError(
             f"{upload.repo} is there already and is public. Make it private on the Hub, or name another repository. "
-            "Nothing was sent to it."
+            "Nothing was sent."
         )
     return there.sha
 

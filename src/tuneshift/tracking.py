@@ -2,7 +2,7 @@
 
 Only what `Progress.log` is given goes out: numbers under names of ours. No prompt, response, setting or file does, and
 what a tracker would add by itself (source code, git state, what the terminal shows) is switched off where it can be. A
-run that is continued goes on in the same place.
+run that is continued goes on in the same place. A tracker that fails gets no more numbers, and the run goes on.
 """
 
 from __future__ import annotations
@@ -51,24 +51,49 @@ def followed(progress: Progress, names: Sequence[str], run: RunDirectory, ledger
         return
     identity = ledger.meta("tracked") or secrets.token_hex(4)
     ledger.set_meta(tracked=identity)
-    with ExitStack() as end:
-        logs = [TRACKERS[name](run.path, f"{run.path.name}-{identity}", end) for name in names]
-        yield Tracked(recorded, logs)
+    tracked = Tracked(recorded, names, run.path, identity)
+    try:
+        yield tracked
+    finally:
+        tracked.close()
 
 
 class Tracked(Passing):
-    """Sends numbers to trackers, besides telling all on."""
+    """Sends numbers to trackers, besides telling all on; one that fails is noted once and gets no more."""
 
-    def __init__(self, to: Progress, logs: Sequence[Log]) -> None:
+    def __init__(self, to: Progress, names: Sequence[str], folder: Path, identity: str) -> None:
         super().__init__(to)
-        self._logs = logs
+        self._logs: dict[str, Log] = {}
+        self._ends = {name: ExitStack() for name in names}
+        self._failed: set[str] = set()
+        for name, end in self._ends.items():
+            with self._outlived(name):
+                self._logs[name] = TRACKERS[name](folder, identity, end)
 
     def log(self, part: str, step: int, numbers: Mapping[str, float | None]) -> None:
         """Send the numbers of a step; what was not measured is left out."""
         measured = {f"{part}/{name}": float(value) for name, value in numbers.items() if value is not None}
-        for log in self._logs:
-            log(measured, step)
+        for name, log in self._logs.items():
+            if name not in self._failed:
+                with self._outlived(name):
+                    log(measured, step)
         super().log(part, step, numbers)
+
+    def close(self) -> None:
+        """Tell the trackers that no more comes from this process."""
+        for name, end in self._ends.items():
+            with self._outlived(name):
+                end.close()
+
+    @contextmanager
+    def _outlived(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001 - a tracker may raise anything, and none may end a run
+            if name not in self._failed:
+                self._failed.add(name)
+                why = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+                self.note(f"run.trackers: {name} failed and gets no more numbers; the run goes on ({why}).")
 
 
 def verdict_numbers(verdict: Mapping[str, Any]) -> dict[str, float | None]:
@@ -77,7 +102,12 @@ def verdict_numbers(verdict: Mapping[str, Any]) -> dict[str, float | None]:
     return accuracies | {name: verdict.get(name) for name in ("difference", "mcnemar_p", "recovery")}
 
 
-def _tensorboard(folder: Path, name: str, end: ExitStack) -> Log:
+def _shown_name(folder: Path, identity: str) -> str:
+    """Return a run's name for people; a folder may be called what no tracker takes for an identifier."""
+    return f"{folder.name}-{identity}"
+
+
+def _tensorboard(folder: Path, identity: str, end: ExitStack) -> Log:
     from torch.utils.tensorboard import SummaryWriter
 
     writer = SummaryWriter(str(folder / "tensorboard"))
@@ -91,7 +121,7 @@ def _tensorboard(folder: Path, name: str, end: ExitStack) -> Log:
     return log
 
 
-def _wandb(folder: Path, name: str, end: ExitStack) -> Log:
+def _wandb(folder: Path, identity: str, end: ExitStack) -> Log:
     import wandb
 
     # The terminal's output, code and its commit, host, user and paths, and the list of packages stay here.
@@ -99,25 +129,26 @@ def _wandb(folder: Path, name: str, end: ExitStack) -> Log:
         console="off", silent=True, save_code=False, x_disable_machine_info=True, x_save_requirements=False
     )
     project = os.environ.get("WANDB_PROJECT", PROJECT)
-    run = wandb.init(project=project, id=name, name=name, resume="allow", dir=str(folder), settings=quiet)
+    name = _shown_name(folder, identity)
+    run = wandb.init(project=project, id=identity, name=name, resume="allow", dir=str(folder), settings=quiet)
     end.callback(run.finish)
     # The parts of a run count their steps from the start each, which is not what this tracker calls a step.
     run.define_metric("*", step_metric="step")
     return lambda numbers, step: run.log({**numbers, "step": step})
 
 
-def _mlflow(folder: Path, name: str, end: ExitStack) -> Log:
+def _mlflow(folder: Path, identity: str, end: ExitStack) -> Log:
     import mlflow
 
     mlflow.set_experiment(os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT))
-    earlier = mlflow.search_runs(filter_string=f"tags.tuneshift = '{name}'", output_format="list")
+    earlier = mlflow.search_runs(filter_string=f"tags.tuneshift = '{identity}'", output_format="list")
     run_id = earlier[0].info.run_id if earlier else None
-    mlflow.start_run(run_id=run_id, run_name=name, tags={"tuneshift": name})
+    mlflow.start_run(run_id=run_id, run_name=_shown_name(folder, identity), tags={"tuneshift": identity})
     end.callback(mlflow.end_run)
     return lambda numbers, step: mlflow.log_metrics(dict(numbers), step=step)
 
 
-def _trackio(folder: Path, name: str, end: ExitStack) -> Log:
+def _trackio(folder: Path, identity: str, end: ExitStack) -> Log:
     import trackio
 
     project = os.environ.get("TRACKIO_PROJECT", PROJECT)
@@ -126,6 +157,7 @@ def _trackio(folder: Path, name: str, end: ExitStack) -> Log:
         with redirect_stdout(sys.stderr):  # which it prints to, and stdout is for results
             trackio.finish()
 
+    name = _shown_name(folder, identity)  # it has no other identifier
     with redirect_stdout(sys.stderr):
         trackio.init(project=project, name=name, resume="allow", embed=False, auto_log_gpu=False, auto_log_cpu=False)
     end.callback(finish)

@@ -92,8 +92,8 @@ def _by_words(texts: Sequence[str]) -> Embedding:
         from sklearn.feature_extraction.text import TfidfVectorizer
     except ImportError as error:
         raise ConfigError(
-            "no embedding: scikit-learn is not installed. Install it with pip install '.[figures]', then write the "
-            "report again."
+            "no embedding: scikit-learn is not installed. Install it with pip install 'tuneshift[figures]', then write "
+            "the report again."
         ) from error
     table = TfidfVectorizer(analyzer=_terms, sublinear_tf=True).fit_transform(texts)
     if min(table.shape) > DIMENSIONS:

@@ -35,6 +35,8 @@ KEY_FORMS = "|".join(
         r"\bxox[abeoprs]-[\w-]{10,}",  # Slack
         r"\beyJ[\w-]{8,999}\.[\w-]{8,999}\.[\w-]+",  # a JSON web token
         r"-----BEGIN (?:[A-Z]+ ){0,3}PRIVATE KEY-----",
+        r"://[^\s/:@]{1,64}:[^\s/@]{1,200}@",  # a password in an address
+        r"\bBearer\s+[\w.~+/-]{20,500}",  # an HTTP header
         r"(?i:api[ _-]?key|secret|token|passw(?:or)?d)[\"']?\s{0,3}[:=]\s{0,3}[\"']?"  # whatever it opens
         r"(?=[^\s\"',;]{0,99}\d)[^\s\"',;]{8,200}",
     )

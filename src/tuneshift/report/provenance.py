@@ -23,8 +23,8 @@ ROLES = {
 """The roles of `named_models`, for people."""
 
 HUB_SECONDS = 5.0  # for the Hub to tell a model's licence, which a run can do without; a guess
-PLACE = re.compile(r"(~\w*|\.{0,2})/[^\n{}]*")
-PRIVATE = re.compile(r"(\w*_)?(api_key|base_url|token|secret|password)")
+PLACE = re.compile(r"(~\w*|\.{0,2})/[^\n{}]*|[^\n{}]*/\.\./[^\n{}]*")
+PRIVATE = re.compile(r"(\w*_)?(api_key|base_url|address|token|secret|password)")
 ADDRESS = re.compile(r"[a-z]+://\S*", re.IGNORECASE)
 
 
@@ -99,7 +99,8 @@ def licence_of(model: str) -> Licence:
 def public_settings(raw: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """Return a configuration without keys and addresses of servers, and the names of what was left out.
 
-    Of places in a file system outside the configuration's folder only the last part stays.
+    Of places in a file system outside the configuration's folder only the last part stays. A list's items are treated
+    as settings of their own, named by their place.
     """
     shown: dict[str, Any] = {}
     left_out: list[str] = []
@@ -109,6 +110,11 @@ def public_settings(raw: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
             left_out += [f"{key}.{name}" for name in inner]
         elif PRIVATE.fullmatch(key) or (isinstance(value, str) and ADDRESS.fullmatch(value)):
             left_out.append(key)
+        elif isinstance(value, list):
+            items, inner = public_settings({str(place): item for place, item in enumerate(value)})
+            left_out += [f"{key}.{place}" for place in inner]
+            if items or not value:
+                shown[key] = list(items.values())
         elif isinstance(value, str) and PLACE.fullmatch(value):
             shown[key] = Path(value).name
         else:

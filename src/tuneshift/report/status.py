@@ -20,7 +20,7 @@ from tuneshift.run.watching import phase
 def run_status(path: Path, *, examples: int) -> dict[str, Any]:
     """Return the phase, counts by reason, seconds by stage and the newest candidates of each outcome."""
     run = RunDirectory.existing(path)
-    with Ledger(run.ledger) as ledger:
+    with Ledger(run.ledger, read_only=True) as ledger:
         candidates, rounds, calls = ledger.candidates(), ledger.rounds(), ledger.calls()
         stop, seconds, count_eos = ledger.meta("stop_reason"), ledger.seconds(), counts_eos(ledger)
     newest: dict[str, list[dict[str, Any]]] = {}

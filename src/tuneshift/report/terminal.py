@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from tuneshift.console import clean
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -16,10 +18,10 @@ if TYPE_CHECKING:
 def print_result(result: dict[str, Any], as_json: bool, lines: Callable[[dict[str, Any]], list[str]]) -> None:
     """Print a command's result: the lines that are made of it, or one JSON document."""
     if as_json:
-        typer.echo(json.dumps(result, ensure_ascii=False, allow_nan=False))
+        typer.echo(json.dumps(result, allow_nan=False))
     else:
         for line in lines(result):
-            typer.echo(line)
+            typer.echo("\n".join(clean(part) for part in line.split("\n")))
 
 
 def key_lines(result: dict[str, Any], indent: str = "") -> list[str]:
@@ -36,10 +38,11 @@ def key_lines(result: dict[str, Any], indent: str = "") -> list[str]:
 def print_verdict(verdict: dict[str, Any], path: Path, as_json: bool) -> None:
     """Print the verdict as a table on one screen, or as JSON."""
     if as_json:
-        typer.echo(json.dumps({"run": str(path), **verdict}, ensure_ascii=False, allow_nan=False))
+        typer.echo(json.dumps({"run": str(path), **verdict}, allow_nan=False))
         return
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     from tuneshift.evaluate.verdict import points_with_interval, sentence
     from tuneshift.report.markdown import ACCURACY_HEADER, accuracy_rows, regression_line
@@ -54,11 +57,11 @@ def print_verdict(verdict: dict[str, Any], path: Path, as_json: bool) -> None:
         gain = points_with_interval(verdict["difference"], verdict["difference_interval"], verdict["after"]["n"])
         console.print(f"gain {gain}; McNemar p {verdict['mcnemar_p']:.2g}; recovery {recovery}")
         if verdict["regression"] is not None:
-            console.print(regression_line(verdict["regression"]))
+            console.print(Text(clean(regression_line(verdict["regression"]))))
     if "kept" in verdict:
         _print_costs(verdict, console)
-    console.print(sentence(verdict))
-    console.print(f"results: {path}", soft_wrap=True)
+    console.print(Text(clean(sentence(verdict))))
+    console.print(Text(clean(f"results: {path}")), soft_wrap=True)
 
 
 def _print_costs(verdict: dict[str, Any], console: Console) -> None:

@@ -123,8 +123,8 @@ class Ledger:
             if not self._read_only:
                 self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         self._db.close()
-        if isinstance(error, sqlite3.Error):
-            raise self._unusable(error) from error
+        if isinstance(error, sqlite3.Error) or (self._read_only and isinstance(error, UnicodeDecodeError)):
+            raise self._unusable(error) from error  # a reader has not checked the whole file before
 
     def meta(self, key: str) -> str | None:
         """Return a stored setting of the run, or `None`."""
