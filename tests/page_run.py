@@ -60,10 +60,12 @@ def make_run(
     count_eos: bool = False,
     model_name: str = "model",
     prose: bool = False,
+    rule: dict[str, Any] | None = None,
 ) -> RunDirectory:
     """Write a finished run of `texts`; some candidates are unanswered, unscored, cut off or not finite.
 
-    With `prose` every response has the same 40 tokens, so that a large run is quick to make.
+    `rule` is what its `criterion` says beside; the decisions stay the default rule's. With `prose` every response has
+    the same 40 tokens, so that a large run is quick to make.
     """
     tokenizer = make_tokenizer(44, bos=False)
     tokenizer.save_pretrained(folder / model_name)
@@ -75,7 +77,7 @@ def make_run(
         "target": {"model": model_name},
         "seeds": "seeds.jsonl",
         "prompt_template": TEMPLATE,
-        "criterion": {"tau": 1.5, "count_eos": count_eos},
+        "criterion": {"tau": 1.5, "count_eos": count_eos, **(rule or {})},
         "synthesis": {"max_new_tokens": 12},
     }
     digests = {"seeds": file_sha256(folder / "seeds.jsonl")}
@@ -95,7 +97,7 @@ def make_run(
         training = {"steps": 8, "losses": [2.5, 1.25, 0.5], "trained_tokens": 900, "seconds": 3.5}
         write_json(run.training, training | {"target_modules": ["q_proj"]})
         write_json(run.verdict, _verdict(evaluated) | {
-            "criterion": "ppl_diff", "trained_pairs": len(rows), **what_it_took(loaded, ledger)
+            "criterion": loaded.config.criterion.name, "trained_pairs": len(rows), **what_it_took(loaded, ledger)
         })  # fmt: skip
     return run
 

@@ -12,14 +12,23 @@ from typing import Any
 import pytest
 from conftest import make_tokenizer
 from page_run import made_origin, make_run, plain_texts
+from tokenizers import Tokenizer
+from tokenizers.decoders import ByteLevel as ByteLevelDecoder
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers import PreTrainedTokenizerFast
 
 from tuneshift.criteria import Criterion, decide_all
 from tuneshift.report.embedding import embed, flat_map
+from tuneshift.report.figures import THEMES, drawing_library, drawings
+from tuneshift.report.markdown import fenced
 from tuneshift.report.page import examples as page_examples
+from tuneshift.report.page import render as render_module
 from tuneshift.report.page.document import page_document
 from tuneshift.report.page.examples import token_pieces
 from tuneshift.report.page.family import family
-from tuneshift.report.page.render import as_data, render, source_hash, visible, write_page
+from tuneshift.report.page.learning import tokens_of
+from tuneshift.report.page.render import SCRIPTED, as_data, render, source_hash, visible, write_page
 from tuneshift.report.page.sources import Sources
 from tuneshift.report.page.variety import round_groups
 from tuneshift.run.directory import RunDirectory
@@ -81,9 +90,13 @@ def test_the_policy_admits_the_pages_own_script_and_style_and_no_network(documen
     assert parts.handlers == []
 
 
-def test_the_page_holds_the_document_as_data(document: dict[str, Any]) -> None:
+def test_the_page_holds_what_its_scripts_read_as_data_and_no_more(document: dict[str, Any]) -> None:
     (data,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', render(document), re.DOTALL)
-    assert json.loads(data) == json.loads(json.dumps(visible(document)))
+    assert json.loads(data) == json.loads(json.dumps(visible({key: document[key] for key in SCRIPTED})))
+    assert "origins" not in data
+    assets = Path(render_module.__file__ or "").parent / "assets"
+    read = {key for path in assets.glob("*.js") for key in re.findall(r"\bDATA\.(\w+)", path.read_text())}
+    assert read <= set(SCRIPTED)
 
 
 def test_rows_say_of_each_candidate_what_the_ledger_says(run: RunDirectory, document: dict[str, Any]) -> None:
@@ -168,6 +181,89 @@ def test_the_page_is_written_with_its_figures_light_and_dark_the_same_each_time(
     assert "in the folder figures/" in written[0]["report.html"].decode()
 
 
+def drawn(document: dict[str, Any], name: str) -> Any:
+    axes = drawing_library().figure.Figure().add_subplot()
+    drawings(document)[name](axes, THEMES["light"])
+    return axes
+
+
+def dashed(axes: Any) -> list[tuple[list[float], list[float]]]:
+    return [tuple(map(list, line.get_data())) for line in axes.lines if line.get_linestyle() == "--"]
+
+
+@pytest.mark.parametrize(
+    ("rule", "told", "lines"),
+    [
+        ("ppl_diff", "tau = 1.5", {"f": 1.5, "b": 1.5}),
+        ("asymmetric", "tau_f = 1.2", {"f": 1.2, "b": 1.6}),
+        ("few_shot_base", "tau = 1.5", {"f": 1.5}),
+        ("kl", "", {}),
+        ("none", "", {}),
+    ],
+)
+def test_figures_show_the_thresholds_that_the_runs_rule_reads(
+    document: dict[str, Any], rule: str, told: str, lines: dict[str, float]
+) -> None:
+    changed = {**document, "rule": {**document["rule"], "name": rule}}
+    for side in ("f", "b"):
+        axes = drawn(changed, f"perplexity_{side}")
+        assert [x for x, _ in dashed(axes)] == [[lines[side]] * 2 for _ in range(side in lines)]
+    assert drawn(changed, "perplexity_f").get_xlabel() == "$PPL_F(y_f)$" + (f"; dashed: {told}" if told else "")
+    assert len(dashed(drawn(changed, "plane"))) == len(lines)
+
+
+def test_the_plane_of_the_ratio_rule_has_its_line(document: dict[str, Any]) -> None:
+    (((low, high), ys),) = dashed(drawn({**document, "rule": {**document["rule"], "name": "ratio"}}, "plane"))
+    assert ys == [1.5 * low, 1.5 * high]
+
+
+def test_the_map_stands_as_on_the_page(document: dict[str, Any]) -> None:
+    seeds = [point["y"] for point in document["diversity"]["map"]["points"] if point["kind"] == "seed"]
+    (line,) = [line for line in drawn(document, "map").lines if line.get_label() == "seed"]
+    assert list(line.get_ydata()) == seeds
+
+
+def test_figures_have_the_pages_colours() -> None:
+    style = (Path(render_module.__file__ or "").parent / "assets/style.css").read_text()
+    names = {"ground": "ground", "ink": "ink", "soft": "soft", "kept": "f", "base": "b", "seed": "t",
+             "dropped": "dropped", "real": "held_out"}  # fmt: skip
+    for name, own in names.items():
+        (shades,) = re.findall(rf"--{name}: light-dark\((\S+), (\S+)\);", style)
+        assert shades == tuple(getattr(THEMES[shade], own) for shade in ("light", "dark"))
+
+
+def test_thresholds_from_variables_are_numbers_and_the_default_where_the_variable_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RATIO", "1.25")
+    made = make_run(tmp_path, plain_texts(20), rule={"name": "ratio", "ratio": "${RATIO}", "tau_f": 1.3})
+    rule = document_of(made)["rule"]
+    assert (rule["name"], rule["thresholds"]["ratio"], rule["unknown"]) == ("ratio", 1.25, [])
+    monkeypatch.delenv("RATIO")
+    found = document_of(made)
+    assert found["rule"]["thresholds"] == {"tau": 1.5, "tau_f": 1.3, "tau_b": 1.6, "ratio": 1.5}
+    assert found["rule"]["unknown"] == ["criterion.ratio"]
+    assert "not set any more: criterion.ratio. The default stands in." in render(found)
+
+
+def test_the_mask_view_keeps_characters_of_several_tokens() -> None:
+    alphabet = sorted(ByteLevel.alphabet())
+    made = Tokenizer(BPE({letter: number for number, letter in enumerate(alphabet)}, []))
+    made.pre_tokenizer, made.decoder = ByteLevel(add_prefix_space=False), ByteLevelDecoder()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=made)
+    ids = tokenizer("a \U0001f600é!")["input_ids"]
+    found = tokens_of(ids, [-100, *ids[1:]], tokenizer)
+    assert found["tokens"] == ["a", " ", "", "", "", "\U0001f600", "", "é", "!"]
+
+
+def test_shares_are_said_and_warnings_begin_as_sentences(document: dict[str, Any]) -> None:
+    page = render({**document, "warnings": ["two of 9 kinds"]})
+    assert "Two of 9 kinds" in page
+    assert re.search(
+        r'<th scope="row">kept</th><td class="num">\d+</td><td><svg.*?</svg><span class="unseen">\d+ %<', page
+    )
+
+
 def test_without_libraries_for_figures_the_page_says_what_is_not_drawn(
     run: RunDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -202,8 +298,10 @@ def test_tokens_beyond_the_budget_are_left_out_kept_ones_last(
 
 
 def test_control_direction_and_hidden_characters_are_shown() -> None:
-    assert visible({"a": ["\x1b[31m\u202egnp.exe\u2066", "tab\tline\n", "\U000e0041", "\u200d"]}) == {
-        "a": ["\u241b[31m[U+202E]gnp.exe[U+2066]", "tab\tline\n", "[U+E0041]", "\u200d"]
+    assert visible(
+        {"a": ["\x1b[31m\u202egnp.exe\u2066", "tab\tline\n", "\U000e0041", "\u200d", "a\u00ad\u180e\U000e0100"]}
+    ) == {
+        "a": ["\u241b[31m[U+202E]gnp.exe[U+2066]", "tab\tline\n", "[U+E0041]", "\u200d", "a[U+00AD][U+180E][U+E0100]"]
     }
 
 
@@ -283,3 +381,8 @@ def test_only_settings_that_differ_are_told(document: dict[str, Any]) -> None:
     assert told["seeds"] == ('"seeds.jsonl"', None)
     assert "synthesis.target_size" not in told
     assert "criterion.tau" not in told  # set, but to what it is anyway
+
+
+def test_a_fence_is_longer_than_any_in_its_text() -> None:
+    assert fenced("a: 1", "yaml") == "```yaml\na: 1\n```"
+    assert fenced("a: '````'", "yaml") == "`````yaml\na: '````'\n`````"

@@ -160,6 +160,48 @@ def test_a_candidate_opens_with_the_keyboard_and_shows_both_responses(open_page:
     assert not page.locator("#detail").is_visible()
 
 
+def test_outcomes_are_sorted_by_what_the_list_shows(open_page: Open, run: RunDirectory) -> None:
+    page = open_page(run)
+    page.fill("#at-tau + input", "3")
+    page.wait_for_timeout(100)
+    page.click("th[data-column=reason] button")
+    shown = page.locator("#table tr.row .tag").all_inner_texts()
+    with Ledger(run.ledger) as ledger:
+        assert shown == sorted(candidate.reason for candidate in ledger.candidates())[: len(shown)]
+
+
+def test_the_keyboard_keeps_its_place(open_page: Open, run: RunDirectory) -> None:
+    page = open_page(run)
+    focused = "document.activeElement.dataset.key ?? document.activeElement.className"
+    page.locator("#table tr.row .open").first.focus()
+    page.keyboard.press("Enter")
+    for key in ("Next", "Previous"):
+        page.locator(f"#detail [data-key={key}]").focus()
+        page.keyboard.press("Enter")
+        assert page.evaluate(focused) == ("Next" if key == "Next" else "Close")  # the first has none before it
+    page.locator("#detail input[value=surprise]").focus()
+    page.keyboard.press("ArrowRight")
+    assert page.evaluate(focused) == "difference"
+    page.keyboard.press("Escape")
+    page.locator("#table tr.row .open").first.focus()
+    page.evaluate("document.querySelector('.viewport').scrollTop = 5000")
+    page.wait_for_timeout(200)
+    assert page.evaluate(focused) == "viewport"
+
+
+def test_surprise_stands_in_a_table_too(open_page: Open, run: RunDirectory) -> None:
+    page = open_page(run)
+    page.locator("#table tr.row .open").first.click()
+    with Ledger(run.ledger) as ledger:
+        first = ledger.candidates()[0].y_f
+    assert first is not None
+    page.locator("#detail summary").first.click()
+    cells = page.locator("#detail details").first.locator("tbody td:nth-child(2)").all_inner_texts()
+    assert first.eos_logprob is not None
+    assert cells == [f"{-value:.2f}" for value in (*first.token_logprobs, first.eos_logprob)]
+    assert page.locator("#detail .level").all_inner_texts() == ["below 0.1", "0.1", "0.5", "2", "5 and above"]
+
+
 @pytest.mark.parametrize("viewport", [PHONE, DESKTOP], ids=["phone", "desktop"])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_nothing_serious_stands_in_the_way_of_anybody(

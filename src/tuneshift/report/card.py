@@ -6,7 +6,6 @@ The form is the Hub's: metadata in YAML, then Markdown. A card may be published,
 from __future__ import annotations
 
 import json
-import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,14 @@ from tuneshift.criteria import RULES
 from tuneshift.dataset import Row, read_rows
 from tuneshift.evaluate.stats import Proportion
 from tuneshift.evaluate.verdict import sentence
-from tuneshift.report.markdown import ACCURACY_HEADER, accuracy_rows, accuracy_section, markdown_table, regression_line
+from tuneshift.report.markdown import (
+    ACCURACY_HEADER,
+    accuracy_rows,
+    accuracy_section,
+    fenced,
+    markdown_table,
+    regression_line,
+)
 from tuneshift.report.privacy import scan
 from tuneshift.report.provenance import (
     ROLES,
@@ -254,7 +260,6 @@ def _repeat(facts: Facts) -> Sequence[str]:
     commit = f" at commit {git['commit']}{' with local changes' if git['dirty'] else ''}" if git else ""
     versions = ", ".join(f"{name} {version}" for name, version in facts.made_with["versions"].items() if version)
     settings = yaml.safe_dump(facts.settings, sort_keys=False, allow_unicode=True).strip()
-    fence = "`" * (1 + max([2, *map(len, re.findall("`+", settings))]))
     omitted = f" Left out: {', '.join(facts.left_out)}." if facts.left_out else ""
     files = "".join(f"\n- {name}: sha256 {digest}" for name, digest in facts.inputs.items() if digest)
     return (
@@ -262,6 +267,6 @@ def _repeat(facts: Facts) -> Sequence[str]:
         f"```sh\ntuneshift transfer {shlex.quote(f'{facts.name}.yaml')}\n```",
         f"With TuneShift {facts.made_with['tuneshift']}{commit}, {versions}, and `{facts.name}.yaml`, in which places "
         f"outside its folder are shortened:{omitted}",
-        f"{fence}yaml\n{settings}\n{fence}",
+        fenced(settings, "yaml"),
         f"The files that it reads are not published:\n{files}" if files else "",
     )

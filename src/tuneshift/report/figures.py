@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tuneshift.criteria import RULES, Criterion
 from tuneshift.errors import ConfigError
 from tuneshift.run.directory import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 Rows = Sequence[dict[str, Any]]
 
@@ -33,10 +35,12 @@ class Theme:
 
 
 THEMES = {
-    "light": Theme("#ffffff", "#1b1f24", "#57606a", "#0072b2", "#d55e00", "#009e73", "#8a929b", "#cc79a7"),
+    "light": Theme("#ffffff", "#1b1f24", "#57606a", "#0072b2", "#d55e00", "#00785a", "#8a929b", "#b0568a"),
     "dark": Theme("#14171b", "#e6e9ed", "#a3acb7", "#56b4e9", "#f0883e", "#2fc79d", "#7d8691", "#e3a2c6"),
 }
 DPI = 150
+PLAIN = {"font.size": 9, "svg.hashsalt": "tuneshift"}
+"""matplotlib's settings of every figure."""
 
 
 def write_figures(folder: Path, document: dict[str, Any]) -> list[str]:
@@ -45,34 +49,46 @@ def write_figures(folder: Path, document: dict[str, Any]) -> list[str]:
     Raises:
         ConfigError: matplotlib is not installed.
     """
+    library = drawing_library()
+    found = drawings(document)
+    for shade, theme in THEMES.items():
+        with library.rc_context(_style(theme)):
+            for name, draw in found.items():
+                figure = library.figure.Figure(figsize=(5.2, 3.6), layout="tight")
+                draw(figure.add_subplot(), theme)
+                save(figure, folder, f"{name}_{shade}")
+    return list(found)
+
+
+def drawing_library() -> Any:
+    """Return matplotlib with its figures, without a window of any kind.
+
+    Raises:
+        ConfigError: it is not installed.
+    """
     try:
-        import matplotlib
+        import matplotlib.figure
     except ImportError as error:
         raise ConfigError(
-            "Figures were not drawn: matplotlib is not installed. Install it with pip install '.[figures]', then "
-            "write the report again."
+            "Figures were not drawn: matplotlib is not installed. Install it with pip install 'tuneshift[figures]', "
+            "then write the report again."
         ) from error
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    return matplotlib
 
-    drawings = _drawings(document)
-    for shade, theme in THEMES.items():
-        with matplotlib.rc_context(_style(theme)):
-            for name, draw in drawings.items():
-                figure = Figure(figsize=(5.2, 3.6), layout="tight")
-                FigureCanvasAgg(figure)
-                draw(figure.add_subplot(), theme)
-                for suffix, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
-                    buffer = io.BytesIO()
-                    figure.savefig(buffer, format=suffix, dpi=DPI, metadata=metadata)
-                    write_atomically(folder / f"{name}_{shade}.{suffix}", buffer.getvalue())
-    return list(drawings)
+
+def save(figure: Figure, folder: Path, name: str) -> None:
+    """Write a figure as PNG and SVG, the same bytes each time where `PLAIN` is in force."""
+    for suffix, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format=suffix, dpi=DPI, metadata=metadata)
+        write_atomically(folder / f"{name}.{suffix}", buffer.getvalue())
 
 
 def _style(theme: Theme) -> Any:
     """Return matplotlib's settings; its types list their hundreds of keys one by one."""
     ink = dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), theme.ink)
     return {
+        **PLAIN,
         **ink,
         "figure.facecolor": theme.ground,
         "axes.facecolor": theme.ground,
@@ -80,12 +96,10 @@ def _style(theme: Theme) -> Any:
         "axes.edgecolor": theme.soft,
         "axes.spines.top": False,
         "axes.spines.right": False,
-        "font.size": 9,
-        "svg.hashsalt": "tuneshift",
     }
 
 
-def _drawings(document: dict[str, Any]) -> dict[str, Callable[[Axes, Theme], None]]:
+def drawings(document: dict[str, Any]) -> dict[str, Callable[[Axes, Theme], None]]:
     """Return how each figure is drawn, by its name; one without data is left out."""
     rows, training = document["examples"]["rows"], document["training"]
     scored = [row for row in rows if row["stuck"] is None and row["b"] is not None]
@@ -96,10 +110,10 @@ def _drawings(document: dict[str, Any]) -> dict[str, Callable[[Axes, Theme], Non
         values = [row[side]["ppl"] for row in rows if row[side] is not None and row[side]["ppl"] is not None]
         if values:
             found[f"perplexity_{side}"] = lambda axes, theme, values=values, side=side: _histogram(  # type: ignore[misc]
-                axes, theme, values, side, document["rule"]["thresholds"]["tau"]
+                axes, theme, values, side, document["rule"]
             )
     if scored:
-        found["plane"] = lambda axes, theme: _plane(axes, theme, scored, document["rule"]["thresholds"]["tau"])
+        found["plane"] = lambda axes, theme: _plane(axes, theme, scored, document["rule"])
     points = (document["diversity"].get("map") or {}).get("points")
     if points:
         found["map"] = lambda axes, theme: _map(axes, theme, points)
@@ -123,17 +137,29 @@ def _accuracy(axes: Axes, theme: Theme, verdict: dict[str, Any]) -> None:
     axes.set_xlabel(f"right answers of {verdict['arms']['after']['n']}, % (95 % interval)")
 
 
-def _histogram(axes: Axes, theme: Theme, values: list[float], side: str, tau: float) -> None:
+def _histogram(axes: Axes, theme: Theme, values: list[float], side: str, rule: dict[str, Any]) -> None:
     end = _axis_end(values)
     edges = [end ** (step / 30) for step in range(31)]
     axes.hist([min(value, end) for value in values], bins=edges, color=getattr(theme, side))
-    axes.axvline(tau, color=theme.ink, linestyle="--", linewidth=1)
+    line = _line(rule, side)
+    if line is not None:
+        axes.axvline(line[1], color=theme.ink, linestyle="--", linewidth=1)
     _logarithmic(axes, "x", end)
-    axes.set_xlabel(f"$PPL_F(y_{side})$; dashed: tau = {tau:g}")
+    axes.set_xlabel(f"$PPL_F(y_{side})$" + (f"; dashed: {line[0]} = {line[1]:g}" if line else ""))
     axes.set_ylabel("candidates")
 
 
-def _plane(axes: Axes, theme: Theme, rows: Rows, tau: float) -> None:
+def _line(rule: dict[str, Any], side: str) -> tuple[str, float] | None:
+    """Return the threshold that the run's rule sets to PPL_F(y_f) or PPL_F(y_b), with its name, or that it has none."""
+    criterion = Criterion(rule["name"])
+    if side == "b" and criterion.needs():
+        return None
+    return next(
+        ((name, rule["thresholds"][name]) for name in ("tau", f"tau_{side}") if name in criterion.rule.reads), None
+    )
+
+
+def _plane(axes: Axes, theme: Theme, rows: Rows, rule: dict[str, Any]) -> None:
     kinds = ((False, "x", theme.dropped, "dropped"), (True, "o", theme.f, "kept"))
     ends = {side: _axis_end([row[side]["ppl"] for row in rows]) for side in ("f", "b")}
     for kept, mark, colour, label in kinds:
@@ -142,8 +168,12 @@ def _plane(axes: Axes, theme: Theme, rows: Rows, tau: float) -> None:
             continue
         places = [[min(row[side]["ppl"], ends[side]) for row in chosen] for side in ("f", "b")]
         axes.plot(*places, mark, color=colour, markersize=4, alpha=0.6, label=label, rasterized=len(rows) > 2000)
-    axes.axvline(tau, color=theme.ink, linestyle="--", linewidth=1)
-    axes.axhline(tau, color=theme.ink, linestyle="--", linewidth=1)
+    dashed: dict[str, Any] = {"color": theme.ink, "linestyle": "--", "linewidth": 1}
+    for draw, side in ((axes.axvline, "f"), (axes.axhline, "b")):
+        if (line := _line(rule, side)) is not None:
+            draw(line[1], **dashed)
+    if "ratio" in RULES[rule["name"]].reads:
+        axes.plot([1, ends["f"]], [rule["thresholds"]["ratio"] * value for value in (1, ends["f"])], **dashed)
     _logarithmic(axes, "x", ends["f"])
     _logarithmic(axes, "y", ends["b"])
     axes.set_xlabel("$PPL_F(y_f)$")
@@ -161,7 +191,7 @@ def _map(axes: Axes, theme: Theme, points: Rows) -> None:
     for kind, (mark, colour) in kinds.items():
         chosen = [point for point in points if point["kind"] == kind]
         if chosen:
-            places = [point["x"] for point in chosen], [1 - point["y"] for point in chosen]  # as on the page
+            places = [point["x"] for point in chosen], [point["y"] for point in chosen]
             label = kind.replace("_", "-")
             axes.plot(*places, mark, color=colour, markersize=4, alpha=0.7, label=label, rasterized=len(points) > 2000)
     axes.set_axis_off()

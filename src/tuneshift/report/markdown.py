@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
-from tuneshift.coverage import coverage
 from tuneshift.criteria import RULES
 from tuneshift.evaluate.verdict import points_with_interval, sentence
 from tuneshift.report.coverage import cluster_rows, coverage_sentences
@@ -29,12 +29,12 @@ def write_report(run: RunDirectory, ledger: Ledger) -> None:
         accuracy_section(verdict),
         _regression(verdict["regression"]),
         _selection(verdict),
-        _coverage(coverage(candidates, ledger.calls())),
+        _coverage(verdict["coverage"]),
         _expected_margin(decomposition(candidates, ledger.rounds())),
         _training(training),
         "## Time\n\n" + markdown_table(["stage", "seconds"], [[k, f"{v:.1f}"] for k, v in verdict["seconds"].items()]),
         _examples(candidates, count_eos=counts_eos(ledger)),
-        "## Settings\n\n```yaml\n" + run.config.read_text(encoding="utf-8") + "```",
+        "## Settings\n\n" + fenced(run.config.read_text(encoding="utf-8").rstrip("\n"), "yaml"),
     ]
     write_atomically(run.report, "\n\n".join(part for part in parts if part) + "\n")
 
@@ -220,6 +220,12 @@ def _shown(response: Response | None, count_eos: bool) -> tuple[str, str]:
         return "not asked", "n/a"
     found = response.finite_perplexity(count_eos=count_eos)
     return response.text, "n/a" if found is None else f"{found:.2f}"
+
+
+def fenced(text: str, language: str) -> str:
+    """Return a Markdown code block whose fence is longer than any run of backticks in the text."""
+    fence = "`" * (1 + max([2, *map(len, re.findall("`+", text))]))
+    return f"{fence}{language}\n{text}\n{fence}"
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

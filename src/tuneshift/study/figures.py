@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import Any
 
-from tuneshift.errors import ConfigError
-from tuneshift.run.directory import write_atomically
+from tuneshift.report.figures import PLAIN, drawing_library, save
 from tuneshift.sections.study import MODELS
 
 TRAINED, UNTRAINED = "#0072B2", "#D55E00"
@@ -20,21 +18,11 @@ def write_figures(folder: Path, cells: dict[str, Any]) -> dict[str, str]:
     Raises:
         ConfigError: matplotlib is not installed.
     """
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise ConfigError(
-            "no figures: matplotlib is not installed. Install it with pip install '.[figures]'."
-        ) from error
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    written = {}
-    with matplotlib.rc_context({"svg.hashsalt": "tuneshift", "font.size": 9}):
+    library, written = drawing_library(), {}
+    with library.rc_context(PLAIN):
         for cell, found in cells.items():
             arms = {name: arm for name, arm in found["arms"].items() if arm["accuracy"] is not None}
-            figure = Figure(figsize=(6, 0.8 + 0.3 * len(arms)), layout="constrained")
-            FigureCanvasAgg(figure)
+            figure = library.figure.Figure(figsize=(6, 0.8 + 0.3 * len(arms)), layout="constrained")
             axes = figure.add_subplot()
             for place, (name, arm) in enumerate(arms.items()):
                 low, high = arm["interval"]
@@ -47,9 +35,6 @@ def write_figures(folder: Path, cells: dict[str, Any]) -> dict[str, str]:
             axes.set_xlabel("right answers, % (mean over seeds, 95 % interval)")
             axes.set_title(cell)
             axes.grid(axis="x", alpha=0.3)
-            for suffix, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
-                buffer = io.BytesIO()
-                figure.savefig(buffer, format=suffix, dpi=150, metadata=metadata)
-                write_atomically(folder / f"{cell}.{suffix}", buffer.getvalue())
+            save(figure, folder, cell)
             written[cell] = f"{folder.name}/{cell}.png"
     return written

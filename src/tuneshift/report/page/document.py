@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import asdict
 from typing import Any
 
 from tuneshift.coverage import collapse
+from tuneshift.criteria import Criterion
 from tuneshift.evaluate.verdict import points_with_interval, sentence
 from tuneshift.report.coverage import cluster_rows, spread_sentences
 from tuneshift.report.markdown import ACCURACY_HEADER, accuracy_rows, regression_line
@@ -18,6 +20,7 @@ from tuneshift.report.page.variety import variety
 
 LIVE_RULES = {"ppl_diff": ("tau",), "asymmetric": ("tau_f", "tau_b"), "ratio": ("ratio",)}
 """The rules that the page decides by itself, and the thresholds that they read; see assets/decide.js."""
+THRESHOLDS = ("tau_f", "tau_b", "ratio")
 NEAR_DUPLICATE_SHARE = 0.5  # of a round's prompts, from which the page warns of a collapse; a guess
 VARIETY_LEFT = 0.7  # the last rounds' distinct-2 among the first rounds', below which it warns; a guess
 
@@ -64,7 +67,7 @@ def verdict_part(verdict: dict[str, Any]) -> dict[str, Any]:
             for key in (
                 "mcnemar_p", "gained_items", "lost_items", "recovery", "recovery_interval", "recovery_reason",
                 "minimum_detectable_difference", "seconds", "reasons", "candidates", "kept", "trained_pairs",
-                "stop_reason", "criterion", "peak_memory_bytes", "peak_cuda_memory_bytes",
+                "stop_reason",
             )
         },
         "rounds": verdict["rounds"],
@@ -85,19 +88,27 @@ def duration(seconds: float) -> str:
 def rule_part(sources: Sources) -> dict[str, Any]:
     """Return the run's rule with its thresholds, and those of the rules that the page can apply.
 
-    An automatic tau is the one that the first round was decided by.
+    An automatic tau is the one that the first round was decided by. `unknown` names the thresholds whose variables
+    are not set any more: the defaults stand in.
     """
-    section = sources.settings["criterion"]
-    tau = sources.rounds[0].tau if sources.rounds else section["tau"]
-    thresholds = {key: section[key] for key in ("tau_f", "tau_b", "ratio")} | {"tau": tau}
+    written = sources.settings["criterion"]
+    thresholds = or_missing(lambda: _thresholds(sources.loaded.config.criterion.model_dump()))
+    if "missing" in thresholds:
+        thresholds = _thresholds(written)
+    usual = asdict(Criterion(tau=sources.rounds[0].tau if sources.rounds else Criterion.tau))
     return {
-        "name": section["name"],
-        "thresholds": thresholds,
-        "calibrated": section["tau"] == "auto",
+        "name": sources.verdict["criterion"],
+        "thresholds": {key: usual[key] for key in ("tau", *THRESHOLDS)} | thresholds,
+        "unknown": [f"criterion.{key}" for key in THRESHOLDS if key not in thresholds],
+        "calibrated": written["tau"] == "auto",
         "live": {name: list(reads) for name, reads in LIVE_RULES.items()},
         "count_eos": sources.count_eos,
-        "complete": sources.settings["synthesis"]["complete_scores"],
     }
+
+
+def _thresholds(section: dict[str, Any]) -> dict[str, Any]:
+    """Return the thresholds of a `criterion` that are numbers: a variable's name is none."""
+    return {key: section[key] for key in THRESHOLDS if isinstance(section[key], (int, float))}
 
 
 def coverage_part(verdict: dict[str, Any]) -> dict[str, Any]:

@@ -32,7 +32,7 @@ def _rows(sources: Sources) -> dict[str, Any]:
     return {
         "lengths": {"prompt": _quantiles(given), "response and end": _quantiles(trained)},
         "examples": [
-            _tokens(dataset[place]["input_ids"], dataset[place]["labels"], tokenizer)
+            tokens_of(dataset[place]["input_ids"], dataset[place]["labels"], tokenizer)
             for place in range(0, len(dataset), step)
         ][:SHOWN_ROWS],
     }
@@ -44,11 +44,17 @@ def _quantiles(lengths: list[int]) -> dict[str, float]:
     return {"least": min(lengths), **{f"{q} %": cuts[q - 1] for q in QUANTILES}, "greatest": max(lengths)}
 
 
-def _tokens(ids: list[int], labels: list[int], tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """Return a row's tokens as text and how many of them, from the start, are not trained."""
+def tokens_of(ids: list[int], labels: list[int], tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """Return a row's tokens as text and how many of them, from the start, are not trained.
+
+    Where several tokens spell one character, the last of them has it.
+    """
     texts, before = [], ""
     for end in range(1, min(len(ids), SHOWN_TOKENS) + 1):
         whole = str(tokenizer.decode(ids[:end], skip_special_tokens=False, clean_up_tokenization_spaces=False))
+        if whole.endswith("\ufffd") and end < min(len(ids), SHOWN_TOKENS):
+            texts.append("")  # a part of a character
+            continue
         texts.append(whole[len(before) :])
         before = whole
     return {"tokens": texts, "untrained": labels.count(-100), "left_out": max(0, len(ids) - SHOWN_TOKENS)}

@@ -19,6 +19,9 @@ from tuneshift.run.ledger import Ledger
 SCRIPTS = ("page", "charts", "decide", "diff", "verdict", "perplexity", "table", "diversity", "learning", "start")
 """The modules of assets/, in the order in which they are put together; each uses those before it."""
 
+SCRIPTED = ("verdict", "rule", "run", "examples", "calls", "diversity", "family", "training")
+"""The parts of the document that the scripts read; the rest, such as the models' folders, is not embedded as data."""
+
 UNSEEN = {
     **{code: chr(0x2400 + code) for code in range(0x20) if code not in (0x09, 0x0A)},  # control pictures
     0x7F: "\u2421",
@@ -29,6 +32,7 @@ UNSEEN = {
             0x061C, 0x200B, 0x200E, 0x200F, *range(0x2028, 0x202F),  # direction, no width, line ends
             *range(0x2060, 0x2070), 0xFEFF,  # the same
             *range(0xFFF9, 0xFFFC), *range(0xE0000, 0xE0080),  # annotations, and tags, which hide whole texts
+            0x00AD, 0x180E, *range(0xE0100, 0xE01F0),  # soft hyphen, vowel separator, and variants, which hide texts
         )
     },
 }  # fmt: skip
@@ -58,7 +62,7 @@ def render(document: dict[str, Any]) -> str:
         **shown,
         style=_safe(style),
         script=_safe(script),
-        data=_safe(as_data(shown)),
+        data=_safe(as_data({key: shown[key] for key in SCRIPTED})),
         policy="; ".join(
             (
                 "default-src 'none'",

@@ -4,7 +4,7 @@ const COLUMNS = [
   ["f", "F's response, perplexity", (row) => row.f?.ppl ?? null],
   ["b", "B's response, perplexity", (row) => row.b?.ppl ?? null],
   ["margin", "margin", marginOf],
-  ["reason", "outcome", (row, index) => choice.decisions[index].reason],
+  ["reason", "outcome", (row) => row.reason],
   ["round", "round", (row) => row.round],
 ];
 const view = { query: "", decision: "all", reason: "", round: "", sort: null, descending: false, shown: [], refresh: null };
@@ -51,12 +51,11 @@ function startTable() {
       spacer.firstChild.style.height = `${rows * height}px`;
       return spacer;
     };
+    const focused = document.activeElement;
+    const held = body.contains(focused);
     if (view.shown.length === 0) body.replaceChildren(el("tr", { role: "row" }, el("td", { role: "cell", colspan: COLUMNS.length, class: "nothing" }, "No candidate is like this.")));
-    else {
-      const focused = document.activeElement;
-      body.replaceChildren(gap(first), ...next.values(), gap(view.shown.length - last));
-      if (body.contains(focused)) focused.focus({ preventScroll: true });
-    }
+    else body.replaceChildren(gap(first), ...next.values(), gap(view.shown.length - last));
+    if (held) (body.contains(focused) ? focused : viewport).focus({ preventScroll: true });
   };
   const refresh = () => {
     const query = view.query.toLowerCase();
@@ -102,7 +101,7 @@ function matches(row, index, query) {
 
 function sortShown() {
   const key = COLUMNS.find(([name]) => name === view.sort)[2];
-  const keys = new Map(view.shown.map((index) => [index, key(ROWS[index], index)]));
+  const keys = new Map(view.shown.map((index) => [index, key(ROWS[index])]));
   const sign = view.descending ? -1 : 1;
   view.shown.sort((one, other) => {
     const [a, b] = [keys.get(one), keys.get(other)];
@@ -142,23 +141,25 @@ let shade = "surprise";
 function openDetail(row) {
   const dialog = byId("detail");
   const at = view.shown.indexOf(PLACES.get(row));
-  const step = (by, label) => el("button", { type: "button", class: "quiet", disabled: at < 0 || !(at + by in view.shown), click: () => openDetail(ROWS[view.shown[at + by]]) }, label);
-  const shading = (value, label) => el("label", {}, el("input", { type: "radio", name: "shade", value, checked: shade === value, change: () => { shade = value; openDetail(row); } }), label);
+  const key = dialog.contains(document.activeElement) ? document.activeElement.dataset.key : undefined;
+  const step = (by, label) => el("button", { type: "button", class: "quiet", "data-key": label, disabled: at < 0 || !(at + by in view.shown), click: () => openDetail(ROWS[view.shown[at + by]]) }, label);
+  const shading = (value, label) => el("label", {}, el("input", { type: "radio", name: "shade", value, "data-key": value, checked: shade === value, change: () => { shade = value; openDetail(row); } }), label);
   const parents = (DATA.calls[row.call] || []).map((id) => ROWS.find((other) => other.id === id) || DATA.family.seeds?.find((seed) => seed.id === id)).filter(Boolean);
   dialog.replaceChildren(
     el("header", {}, el("h3", { id: "detail-title" }, row.id), step(-1, "Previous"), step(1, "Next"),
-      el("button", { type: "button", class: "quiet", click: () => dialog.close() }, "Close")),
+      el("button", { type: "button", class: "quiet", "data-key": "Close", click: () => dialog.close() }, "Close")),
     el("div", { class: "inner" },
       el("p", {}, el("span", { class: `tag ${row.kept ? "kept" : ""}` }, row.reason), ` round ${row.round + 1}`,
         marginOf(row) === null ? null : `, margin ${marginOf(row).toFixed(3)} nats a token`),
       el("h4", {}, "Prompt"), el("div", { class: "reply", dir: "auto" }, row.text || "(empty)"),
       el("fieldset", {}, el("legend", {}, "Shade"), shading("surprise", "surprise under F"), shading("difference", "what differs")),
-      shade === "surprise" ? el("p", { class: "note" }, "Surprise in nats: ", el("span", {}, "below 0.1 "), ...[["s1", "0.1 "], ["s2", "0.5 "], ["s3", "2 "], ["s4", "5 and above"]].map(([name, text]) => el("span", { class: name }, text))) : null,
+      shade === "surprise" ? el("p", { class: "note" }, "Surprise in nats: ", ...[["s0", "below 0.1"], ["s1", "0.1"], ["s2", "0.5"], ["s3", "2"], ["s4", "5 and above"]].flatMap(([name, text]) => [el("span", { class: `level ${name}` }, text), " "])) : null,
       ...detailReplies(row),
       ...(parents.length === 0 ? [] : [el("h4", {}, "Written from these examples"),
         el("ul", {}, parents.map((parent) => el("li", { class: "text", dir: "auto" }, parent.text || parent.id)))])));
   if (!dialog.open) dialog.showModal();
   dialog.scrollTop = 0;
+  if (key !== undefined) (dialog.querySelector(`[data-key="${key}"]:enabled`) ?? dialog.querySelector("[data-key=Close]")).focus();
 }
 
 function detailReplies(row) {
@@ -167,7 +168,14 @@ function detailReplies(row) {
     el("h4", {}, reply === null ? title : `${title}: PPL ${shownPerplexity(reply.ppl)}, ${count(reply.tokens, "token")}, ended by ${reply.end}`),
     el("div", { class: "reply", dir: "auto", tabindex: 0 },
       reply === null ? "not asked" : shade === "difference" && differing ? marked(differing, replyText(reply)) : surprising(reply)),
+    reply?.pieces ? el("details", {}, el("summary", {}, "Surprise by token as a table"), surpriseTable(reply)) : null,
   ]);
+}
+
+const nats = (logprob) => (logprob === null ? "not finite" : (-logprob).toFixed(2));
+function surpriseTable(reply) {
+  const tokens = reply.pieces.map((piece, index) => [JSON.stringify(piece), nats(reply.logprobs[index])]);
+  return table(["token", "nats"], reply.eos === null ? tokens : [...tokens, ["end", nats(reply.eos)]]);
 }
 
 const BOUNDS = [0.1, 0.5, 2, 5]; // nats: a token of 90 %, 61 %, 14 % and 0.7 % probability
@@ -175,7 +183,7 @@ function surprising(reply) {
   if (!reply.pieces) return [replyText(reply)];
   const token = (text, logprob, kind = "") => {
     const level = logprob === null ? 0 : BOUNDS.filter((bound) => -logprob >= bound).length;
-    return el("span", { class: `token s${level} ${kind}`, title: logprob === null ? "not finite" : `${(-logprob).toFixed(2)} nats` }, text);
+    return el("span", { class: `token s${level} ${kind}`, title: logprob === null ? nats(null) : `${nats(logprob)} nats` }, text);
   };
   const end = reply.eos === null ? [] : [" ", token("end", reply.eos, "end")];
   return [...reply.pieces.map((piece, index) => token(piece, reply.logprobs[index])), ...end];
