@@ -13,7 +13,8 @@ demo: $(VENV)/installed  ## move a real adapter from SmolLM2-135M to Gemma-3-270
 	$(BIN)/tuneshift demo
 
 test: $(VENV)/installed $(VLLM_VENV)/installed bubblewrap chromium  ## all tests, the real models and the real vLLM included
-	$(BIN)/python -m pytest
+	# Two processes of one thread each, a file in one of them; tests/conftest.py lets the longest files begin.
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 
 bubblewrap chromium:  ## Debian's packages, where they are missing: walls for code that models wrote, a browser for report.html
 	@command -v $(COMMAND_$@) > /dev/null || { \

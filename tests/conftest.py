@@ -29,6 +29,14 @@ CORPUS = [
 ]
 
 
+LONGEST_FILES = ("test_real_vllm", "test_launch", "test_real_models", "test_kill", "test_ray", "test_site")
+"""Longest first, so that of two processes none has to wait long for the other."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: LONGEST_FILES.index(item.path.stem) if item.path.stem in LONGEST_FILES else 99)
+
+
 @dataclass(frozen=True)
 class Tiny:
     """Folders of tiny models: a Llama with an adapter, and a Gemma 3 with another vocabulary."""
