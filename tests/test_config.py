@@ -22,6 +22,7 @@ from tuneshift.errors import ConfigError
 from tuneshift.evaluate.benchmarks import BENCHMARKS
 from tuneshift.run.directory import RunDirectory
 from tuneshift.run.resume import open_ledger
+from tuneshift.sections.synthesis import PRESETS
 
 SMALLEST = """\
 source: {base: org/base, adapter: org/adapter}
@@ -728,6 +729,11 @@ WHERE_IT_RUNS = {
 def test_a_changed_setting_changes_the_fingerprint(tmp_path: Path, key: str) -> None:
     changed = load(tmp_path, f"{key}={CHANGES[key]}", *ALSO.get(key, []))
     assert changed.fingerprint != load(tmp_path).fingerprint
+
+
+def test_a_preset_and_the_settings_that_it_stands_for_have_one_fingerprint(tmp_path: Path) -> None:
+    spelt_out = [f"synthesis.{key}={value}" for key, value in PRESETS["tuneshift"].items()]
+    assert load(tmp_path, *spelt_out).fingerprint == load(tmp_path, "synthesis.preset=tuneshift").fingerprint
 
 
 def test_every_setting_is_in_one_of_the_lists_above() -> None:

@@ -35,6 +35,7 @@ from tuneshift.study import run as study_run
 from tuneshift.study.arms import choose
 from tuneshift.study.grid import load_study
 from tuneshift.study.products import Products
+from tuneshift.wiring import limits_of
 
 WORDS = ["play", "book", "rate", "add", "find", "jazz"]
 TRAIN = [
@@ -600,6 +601,20 @@ def test_levels_and_replicates_are_laid_over_the_configuration(tiny: Tiny, tmp_p
     decided = units[0].arms[0].criterion
     assert decided is not None
     assert (decided.config.criterion.name, decided.config.criterion.tau) == ("none", 3)
+
+
+def test_candidates_do_not_depend_on_how_a_run_would_choose_among_what_it_keeps(tiny: Tiny, tmp_path: Path) -> None:
+    path = write_study(tmp_path, tiny)
+    before = [unit.loaded.fingerprint for unit in load_study(path).units]
+    settings = json.loads((tmp_path / "config.yaml").read_text())
+    settings["synthesis"] |= {"oversample": 2, "select": "balanced"}
+    (tmp_path / "config.yaml").write_text(json.dumps(settings))
+    units = load_study(path).units
+    assert [unit.loaded.fingerprint for unit in units] == before
+    assert limits_of(units[0].loaded, units[0].inputs).target_size == 20
+    settings["synthesis"] |= {"seed_share": 0.5}  # what the generator is shown does matter
+    (tmp_path / "config.yaml").write_text(json.dumps(settings))
+    assert load_study(path).units[0].loaded.fingerprint != before[0]
 
 
 def test_laying_over_merges_sections_and_replaces_the_rest() -> None:

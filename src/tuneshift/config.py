@@ -135,8 +135,12 @@ def check_config(
 
 
 def result_settings(config: Config) -> dict[str, Any]:
-    """Return the settings that can change results: all but where it lies, who follows it, how models are reached."""
+    """Return the settings that can change results: all but where it lies, who follows it, how models are reached.
+
+    A preset is not among them: the settings that it stands for are.
+    """
     relevant = config.model_dump(mode="json")
+    relevant["synthesis"].pop("preset")
     for where in ("dir", "trackers"):
         relevant["run"].pop(where)
     api, engine = relevant["generator"].pop("api"), relevant.pop("engine")

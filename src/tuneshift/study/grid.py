@@ -127,10 +127,12 @@ def load_study(path: Path) -> Study:
 def _synthesis(candidates: int) -> dict[str, Any]:
     """Return the settings with which the loop makes `candidates` ones, whatever is kept.
 
-    A round has at least one candidate, so that none of the other limits is met before.
+    A round has at least one candidate, so that none of the other limits is met before. `oversample` and `select` choose
+    nothing in a study, so candidates do not depend on them.
     """
     limits = ("target_size", "max_candidates", "max_rounds", "patience")
-    return {"synthesis": {"complete_scores": True, **dict.fromkeys(limits, candidates)}}
+    chosen_by_arms = {"oversample": 1, "select": "first"}
+    return {"synthesis": {"complete_scores": True, **chosen_by_arms, **dict.fromkeys(limits, candidates)}}
 
 
 def _unit(
