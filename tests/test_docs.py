@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -93,6 +94,24 @@ def test_no_function_is_longer_than_60_lines() -> None:
         if isinstance(node, ast.FunctionDef) and (length := (node.end_lineno or 0) - node.lineno + 1) > 60
     }
     assert long == {}
+
+
+def wrong_installs(text: str, package: str) -> list[str]:
+    """Return the extras that a text installs in another form than 'PACKAGE[EXTRAS]', or that are none of ours."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    ours = "|".join(map(re.escape, extras))
+    found = re.findall(r"pip install (?:--\S+ )*(\S*\[[^\]\n]*\]\S?)", text)
+    right = rf"'({re.escape(package)}\[({ours})(,({ours}))*\]|ray\[client\])'"
+    return [form for form in found if not re.fullmatch(right, form)]
+
+
+def test_extras_are_installed_in_one_form_on_the_pages_and_in_another_in_messages() -> None:
+    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/*.md")]  # read in a clone of the project
+    assert {page.name: wrong for page in pages if (wrong := wrong_installs(page.read_text("utf-8"), "."))} == {}
+    modules = (ROOT / "src").rglob("*.py")  # TuneShift is installed where a message is read, and no clone need be there
+    assert {one.name: wrong for one in modules if (wrong := wrong_installs(one.read_text("utf-8"), "tuneshift"))} == {}
+    for form in ("'tuneshift[eval]'", ".[eval]", '".[eval]"', "'.[vllm]'", "'.[eval, ray]'"):
+        assert wrong_installs(f"pip install {form}", ".") != []
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("studies/*.yaml")), ids=lambda path: path.stem)
