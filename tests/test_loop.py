@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,10 +22,11 @@ from tuneshift.errors import ModelError
 from tuneshift.models import load_tokenizer
 from tuneshift.prompts.contamination import HeldOut
 from tuneshift.prompts.generators import PromptGenerator, chat_request, few_shot_prompt, separator
-from tuneshift.prompts.pool import Plan, PoolItem
+from tuneshift.prompts.pool import Plan, PoolItem, plan_calls
 from tuneshift.prompts.screening import UNANSWERED, Screen, normalize
 from tuneshift.prompts.stopping import Limits, diagnosis, next_calls, stop_reason
-from tuneshift.run.records import Candidate, GeneratorCall
+from tuneshift.run.ledger import Ledger, RoundSummary
+from tuneshift.run.records import Candidate, GeneratorCall, Response
 
 LIMITS = Limits(target_size=3, max_candidates=10, max_rounds=5, patience=2)
 
@@ -159,6 +162,9 @@ def call_of(*raw: str, finished: bool = True) -> GeneratorCall:
     return GeneratorCall("r0002-c001", 2, ("s1",), "asked", raw, (finished,) * len(raw), 0, 0.0, {})
 
 
+SAID = Response("said", (1,), (-0.5,), None, "stop", reencoded=False)
+
+
 def screen(**options: Any) -> Screen:
     defaults: dict[str, Any] = {
         "seeds": ["Play some jazz!"],
@@ -236,6 +242,26 @@ def test_candidates_carry_their_call_and_their_place_in_it() -> None:
     assert (first.text, second.text, second.prompt) == ("play rock", "", "")
     assert not first.kept
     assert first.y_f is first.y_b is None
+
+
+def test_the_ledger_keeps_the_order_of_more_calls_and_prompts_than_an_id_has_digits_for(tmp_path: Path) -> None:
+    rounds = range(9_999, 10_001)
+    written = []
+    with Ledger(tmp_path / "ledger.sqlite") as ledger:
+        for index in rounds:
+            plans = plan_calls(POOL, round_index=index, calls=1_001, demos=1, run_seed=0)
+            raw = [("x",) * (1_001 if number == 1_000 else 1) for number in range(len(plans))]
+            calls = [replace(call_of(*own), id=p.call_id, round=index) for p, own in zip(plans, raw, strict=True)]
+            new = [c for call in calls for c in screen(template="{text}").sift(call, call.raw)]
+            ledger.record_calls(calls)
+            new[-1] = replace(new[-1], kept=True, text=f"of round {index}", y_f=SAID)
+            ledger.record_round(RoundSummary(index, 1.5, 0.0, {}), new)
+            written.append((calls, new))
+        assert [call.id for call in ledger.calls()] == [call.id for calls, _ in written for call in calls]
+        assert [call.id for call in ledger.calls(10_000)] == [call.id for call in written[1][0]]
+        assert [c.id for c in ledger.candidates()] == [c.id for _, new in written for c in new]
+        assert len({c.id for c in ledger.candidates()}) == 2 * 2_001
+        assert ledger.counts().newest_kept == ("of round 10000", SAID.text)
 
 
 def test_normalizing_ignores_case_punctuation_and_spacing() -> None:

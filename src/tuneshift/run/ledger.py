@@ -3,6 +3,8 @@
 One writer (the run directory's lock sees to it), write-ahead log, full synchronisation. A round commits whole, so after
 a kill at any instant the ledger holds complete rounds only, plus generator calls whose text need not be bought again.
 Log-probabilities are JSON numbers, which Python writes and reads without loss; a sum that is not a number is NULL.
+Calls and candidates are read in the order in which they were written, by SQLite's own row numbers: sorted by id, a
+round's call 1000 would come before its call 101.
 """
 
 from __future__ import annotations
@@ -214,7 +216,7 @@ class Ledger:
     def calls(self, round_index: int | None = None) -> list[GeneratorCall]:
         """Return the generator calls of one round, or of all, in order."""
         where, values = ("WHERE round = ?", (round_index,)) if round_index is not None else ("", ())
-        rows = self._db.execute(f"SELECT * FROM calls {where} ORDER BY id", values)
+        rows = self._db.execute(f"SELECT * FROM calls {where} ORDER BY rowid", values)
         with self._decoding():
             return CALLS.validate_python(
                 [{**row, **{key: json.loads(row[key]) for key in CALL_JSON}} for row in map(dict, rows)]
@@ -230,7 +232,7 @@ class Ledger:
         """Return every candidate with its responses and measures, in the order in which they were written."""
         responses: dict[tuple[str, str], dict[str, Any]] = {}
         measures: dict[str, dict[str, float | None]] = {}
-        rows = self._db.execute("SELECT * FROM candidates ORDER BY id")
+        rows = self._db.execute("SELECT * FROM candidates ORDER BY rowid")
         with self._decoding():
             for row in map(dict, self._db.execute("SELECT * FROM responses")):
                 numbers = {key: json.loads(row[key]) for key in ("token_ids", "token_logprobs")}
@@ -254,7 +256,7 @@ class Ledger:
         answered = self._db.execute("SELECT total(n_tokens) FROM responses").fetchone()[0]
         newest = self._db.execute(
             "SELECT c.text, r.text FROM candidates c JOIN responses r ON r.candidate_id = c.id AND r.role = 'y_f' "
-            "WHERE c.kept ORDER BY c.id DESC LIMIT 1"
+            "WHERE c.kept ORDER BY c.rowid DESC LIMIT 1"
         ).fetchone()
         total = sum(count for _, count in reasons)
         return Counts(

@@ -29,7 +29,7 @@ def family(
     parents = {c.id: calls[c.call_id].demos for c in kept}
     if not any(parents.values()):
         raise RunDirectoryError("Nothing descends from anything: the prompts were not written from examples.")
-    ids = sorted(seeds.keys() | {p for own in parents.values() for p in own if p not in parents})
+    ids = list(dict.fromkeys([*seeds, *(p for own in parents.values() for p in own if p not in parents)]))
     depth: dict[str, int] = dict.fromkeys(ids, 0)
     for c in kept:  # a parent was kept in an earlier round, so it comes before
         depth[c.id] = 1 + max((depth[p] for p in parents[c.id]), default=0)
