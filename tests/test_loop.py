@@ -13,16 +13,17 @@ import pytest
 from conftest import Tiny
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import PreTrainedTokenizerBase
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase
 
 from tuneshift.datafiles import Item
 from tuneshift.encoding import Reader
 from tuneshift.engines.base import Completion, Decoding, ScoreRequest
+from tuneshift.engines.hf import HfEngine
 from tuneshift.errors import ModelError
 from tuneshift.models import load_tokenizer
 from tuneshift.prompts.contamination import HeldOut
 from tuneshift.prompts.generators import PromptGenerator, chat_request, few_shot_prompt, separator
-from tuneshift.prompts.pool import Plan, PoolItem, plan_calls
+from tuneshift.prompts.pool import Plan, PoolItem, plan_calls, shorten
 from tuneshift.prompts.screening import UNANSWERED, Screen, normalize
 from tuneshift.prompts.stopping import Limits, diagnosis, next_calls, stop_reason
 from tuneshift.run.ledger import Ledger, RoundSummary
@@ -427,6 +428,55 @@ def test_a_small_pool_is_shown_whole(tokenizer: PreTrainedTokenizerBase) -> None
     engine = ScriptedEngine(tokenizer, [("play pop", True)])
     (call,) = generator(engine, demos=9).write(POOL, round_index=0, calls=1)
     assert sorted(call.demos) == ["s0", "s1", "s2", "s3", "s4"]
+
+
+LONG = PoolItem("r0000-c000-p000", "play some jazz by miles davis tonight in boston", cue="long")
+
+
+def test_a_generator_of_a_short_context_goes_on_when_kept_prompts_are_longer_than_the_seeds(
+    tiny: Tiny, caplog: pytest.LogCaptureFixture
+) -> None:
+    tokenizer, context = load_tokenizer(str(tiny.llama)), 64
+    config = GPT2Config(
+        n_positions=context, n_embd=32, n_layer=1, n_head=2, vocab_size=44, bos_token_id=2, eos_token_id=1
+    )
+    engine = HfEngine(
+        GPT2LMHeadModel(config).eval(), tokenizer, name="gpt2"
+    )  # it has no place for a token more than that
+    seeds = [PoolItem(f"s{n}", text) for n, text in enumerate(["a b", "c d", "e f"])]
+    kept = [replace(LONG, id=f"r0000-c000-p{n:03d}", text=f"{LONG.text} {LONG.text} {'a' * n}") for n in range(9)]
+    writer = replace(generator(engine), decoding=replace(DECODING, max_new_tokens=16))  # type: ignore[arg-type]
+    writer.check([seed.text for seed in seeds])
+    first = writer.write([*seeds, *kept], round_index=3, calls=6)
+    assert [message for message in caplog.messages if message.startswith("round 4: ")]
+    assert all(len(tokenizer(call.prompt)["input_ids"]) + 16 <= context for call in first)
+    assert all(1 <= len(call.demos) < 3 for call in first)
+    again = writer.write([*seeds, *kept], round_index=3, calls=6)
+    assert [(call.demos, call.raw) for call in again] == [(call.demos, call.raw) for call in first]
+
+
+def test_the_longest_examples_are_left_out_until_the_rest_fits(tokenizer: PreTrainedTokenizerBase) -> None:
+    engine = ScriptedEngine(tokenizer, [("play pop", True)])
+    engine.reader = Reader(tokenizer, 75, 60)
+    pool = [*POOL[:2], LONG]
+    assert len(engine.reader.tokenizer(LONG.text)["input_ids"]) + DECODING.max_new_tokens < 75
+    (call,) = generator(engine).write(pool, round_index=0, calls=1)
+    assert sorted(call.demos) == ["s0", "s1"]
+    assert call.prompt == few_shot_prompt(
+        plan(*(POOL[int(name[1])].text for name in call.demos)), between="\n", instruction=None
+    )
+
+
+def test_the_example_whose_answer_is_wanted_stays_as_long_as_another_can_go() -> None:
+    short, other = replace(POOL[0], cue="jazz"), replace(POOL[1], cue="table")
+    backward = Plan("r0000-c000", (other, short, LONG), LONG.cue)
+    first = shorten(backward, POOL)
+    assert first == replace(backward, demos=(short, LONG))
+    second = shorten(first, POOL)
+    assert second == replace(backward, demos=(LONG,))
+    third = shorten(second, POOL)
+    assert third == Plan("r0000-c000", (POOL[3],))  # the shortest of the pool, in a forward call
+    assert shorten(third, POOL) is None
 
 
 def test_a_repeated_round_asks_the_same_again(tokenizer: PreTrainedTokenizerBase) -> None:

@@ -8,6 +8,7 @@ asks for prompts to one of these responses.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -17,9 +18,11 @@ from tuneshift.encoding import encode_prompt
 from tuneshift.engines.base import Decoding, Engine, derive_seed
 from tuneshift.errors import ModelError
 from tuneshift.prompts.parsing import drop_truncated, parse_list
-from tuneshift.prompts.pool import Plan, PoolItem, plan_calls
+from tuneshift.prompts.pool import Plan, PoolItem, plan_calls, shorten
 from tuneshift.run.ledger import Ledger
 from tuneshift.run.records import GeneratorCall
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,8 @@ class PromptGenerator:
     """Asks an engine for new prompts like those of the pool.
 
     `demos` examples are drawn from the pool for each call by their weights, and `per_call` new prompts are asked for; a
-    share `back_generation` of the calls is backward, see `plan_calls`.
+    share `back_generation` of the calls is backward, see `plan_calls`. Kept prompts may be longer than the seeds: where
+    the drawn ones do not fit into the model's context, the longest are left out.
     """
 
     engine: Engine
@@ -60,27 +64,19 @@ class PromptGenerator:
     ) -> list[GeneratorCall]:
         """Make `calls` generator calls and return them with their raw text; a local model needs no `ledger` for it."""
         started = time.monotonic()
-        plans = plan_calls(
-            pool,
-            round_index=round_index,
-            calls=calls,
-            demos=self.demos,
-            run_seed=self.run_seed,
-            back_generation=self.back_generation,
-        )
         between = separator([item.text for item in pool])
-        prompts = [self._prompt(plan, between) for plan in plans]
+        asked = self._asked(pool, between, round_index=round_index, calls=calls)
         decoding = replace(self.decoding, stop=(between,)) if self.kind == "few_shot" else self.decoding
         copies = self.per_call if self.kind == "few_shot" else 1
         completions = self.engine.generate(
-            [ids for _, ids in prompts for _ in range(copies)],
-            seeds=[derive_seed(self.run_seed, "write", plan.call_id, n) for plan in plans for n in range(copies)],
+            [ids for _, _, ids in asked for _ in range(copies)],
+            seeds=[derive_seed(self.run_seed, "write", plan.call_id, n) for plan, *_ in asked for n in range(copies)],
             decoding=decoding,
             fine_tuned=self.fine_tuned,
         )
         seconds = (time.monotonic() - started) / calls
         made = []
-        for index, (plan, (prompt, _)) in enumerate(zip(plans, prompts, strict=True)):
+        for index, (plan, prompt, _) in enumerate(asked):
             own = completions[index * copies : (index + 1) * copies]
             made.append(
                 GeneratorCall(
@@ -104,6 +100,37 @@ class PromptGenerator:
             # A continuation that hit the length limit may be half a sentence.
             return [raw.strip() if done else None for raw, done in zip(call.raw, call.finished, strict=True)]
         return chat_texts(call, asked=self.per_call)
+
+    def _asked(
+        self, pool: Sequence[PoolItem], between: str, *, round_index: int, calls: int
+    ) -> list[tuple[Plan, str, list[int]]]:
+        """Return what each call of a round shows, and its prompt with the ids."""
+        drawn = plan_calls(
+            pool,
+            round_index=round_index,
+            calls=calls,
+            demos=self.demos,
+            run_seed=self.run_seed,
+            back_generation=self.back_generation,
+        )
+        asked = [self._fitting(plan, pool, between) for plan in drawn]
+        wanted, shown = sum(len(plan.demos) for plan in drawn), sum(len(plan.demos) for plan, *_ in asked)
+        if shown < wanted:
+            logger.warning(
+                "round %d: %d of %d examples are not shown to the generator: they do not fit into its context",
+                *(round_index + 1, wanted - shown, wanted),
+            )
+        return asked
+
+    def _fitting(self, plan: Plan, pool: Sequence[PoolItem], between: str) -> tuple[Plan, str, list[int]]:
+        """Return the plan with as many of its examples as the model can read, and its prompt with the ids."""
+        while True:
+            prompt, ids = self._prompt(plan, between)
+            fits = self.engine.reader.objection(ids, room=self.decoding.max_new_tokens) is None
+            shorter = None if fits else shorten(plan, pool)
+            if shorter is None:
+                return plan, prompt, ids
+            plan = shorter
 
     def _prompt(self, plan: Plan, between: str) -> tuple[str, list[int]]:
         tokenizer = self.engine.tokenizer

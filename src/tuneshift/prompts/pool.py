@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Literal
 
@@ -111,6 +111,18 @@ def plan_calls(
         else:
             plans.append(Plan(call_id, tuple(_draw(pool, demos, draw))))
     return plans
+
+
+def shorten(plan: Plan, pool: Sequence[PoolItem]) -> Plan | None:
+    """Return the plan without its longest example; `None` where nothing shorter can be shown.
+
+    The example whose cue is wanted stays. The last one that is left gives way to the shortest of the pool.
+    """
+    if len(plan.demos) > 1:
+        longest = max(plan.demos[:-1] if plan.cue else plan.demos, key=lambda item: len(item.text))
+        return replace(plan, demos=tuple(item for item in plan.demos if item is not longest))
+    shortest = Plan(plan.call_id, (min(pool, key=lambda item: len(item.text)),))
+    return shortest if plan != shortest else None
 
 
 def _draw(pool: Sequence[PoolItem], size: int, draw: random.Random) -> list[PoolItem]:
