@@ -97,7 +97,7 @@ def make_run(
         training = {"steps": 8, "losses": [2.5, 1.25, 0.5], "trained_tokens": 900, "seconds": 3.5}
         write_json(run.training, training | {"target_modules": ["q_proj"]})
         write_json(run.verdict, _verdict(evaluated) | {
-            "criterion": loaded.config.criterion.name, "trained_pairs": len(rows), **what_it_took(loaded, ledger)
+            "criterion": loaded.config.criterion.name, "trained_pairs": len(rows), **what_it_took(loaded, ledger, rows)
         })  # fmt: skip
     return run
 

@@ -12,11 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tuneshift.coverage import collapse, densities, families, skeleton, skeleton_of, spread
+from tuneshift.coverage import collapse, coverage, densities, families, skeleton, skeleton_of, spread
 from tuneshift.datafiles import Seed
 from tuneshift.dataset import choose, kept_rows
 from tuneshift.prompts.generators import chat_request, few_shot_prompt
 from tuneshift.prompts.pool import Plan, PoolItem, Steering, make_pool, plan_calls
+from tuneshift.report.coverage import coverage_sentences
 from tuneshift.run.records import Candidate, GeneratorCall, Response
 
 
@@ -111,6 +112,26 @@ def test_kept_pairs_descend_from_their_seeds_in_parts() -> None:
     dropped = answered(2, "c", call="c1", kept=False)
     shares = families([first, second, dropped], calls)  # the second: half of s1, a quarter of each by the first
     assert shares == {"s1": pytest.approx((0.5 + 0.75) / 2), "s0": pytest.approx((0.5 + 0.25) / 2)}
+
+
+def test_the_descent_of_what_is_learnt_leads_over_what_was_kept_alone() -> None:
+    calls = {"c0": call_of("c0", "s0", "s1"), "c1": call_of("c1", "p0000", "s1")}
+    candidates = [answered(0, "a", call="c0"), answered(1, "b", call="c1")]
+    assert families(candidates, calls, {"p0001"}) == {"s1": 0.75, "s0": 0.25}
+
+
+def test_coverage_is_told_of_the_kept_pairs_until_those_that_are_learnt_are_chosen() -> None:
+    calls = [call_of("c0", "s0", "s1"), call_of("c1", "s1")]
+    candidates = [answered(n, "a" if n < 6 else "b") for n in range(8)] + [answered(8, "c", kept=False)]
+    kept, learnt = coverage(candidates, calls), coverage(candidates, calls, {"p0000", "p0001", "p0006", "p0007"})
+    assert kept is not None
+    assert learnt is not None
+    assert (kept["of"], kept["kept"], kept["spread"]["largest"]) == ("kept", 8, 0.75)
+    assert (learnt["of"], learnt["kept"], learnt["spread"]["largest"]) == ("learnt", 8, 0.5)
+    assert coverage_sentences(kept)[0].startswith("8 kept pairs show 2 kinds")
+    assert coverage_sentences(learnt)[0].startswith("4 learnt pairs of 8 kept show 2 kinds")
+    assert coverage_sentences(kept)[-1].startswith("1 of 2 generator calls showed fewer than 2 examples")
+    assert "generator calls" not in " ".join(coverage_sentences(coverage(candidates, calls[:1]) or {}))
 
 
 def test_prompts_from_a_file_descend_from_nothing() -> None:
@@ -273,7 +294,13 @@ def told(sizes: Mapping[str, int], families: Mapping[str, float], strategy: str 
     assert whole is not None
     largest = Counter(sizes).most_common(8)
     return collapse(
-        {"spread": asdict(whole), "largest_clusters": largest, "families": families, "strategies": {strategy: {}}}
+        {
+            "of": "kept",
+            "spread": asdict(whole),
+            "largest_clusters": largest,
+            "families": families,
+            "strategies": {strategy: {}},
+        }
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -75,13 +76,26 @@ def test_every_kept_pair_tells_its_strategy_and_its_parents(steered: Path) -> No
         assert call.prompt.endswith(f"- {cue}:") == (call.strategy == "backward")
 
 
-def test_the_verdict_the_report_and_show_tell_the_coverage(steered: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_verdict_reports_and_show_tell_the_coverage_of_what_is_learnt(
+    steered: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    learnt = [json.loads(line)["id"] for line in (steered / "dataset/kept.jsonl").read_text().splitlines()]
     with Ledger(steered / "ledger.sqlite") as ledger:
-        found = json.loads(json.dumps(coverage(ledger.candidates(), ledger.calls())))
-    assert json.loads((steered / "verdict.json").read_text())["coverage"] == found
-    assert "## Coverage" in (steered / "report.md").read_text()
+        found = coverage(ledger.candidates(), ledger.calls(), learnt)
+        kept = sum(candidate.kept for candidate in ledger.candidates())
+    assert found is not None
+    assert (found["of"], found["kept"], found["spread"]["pairs"]) == ("learnt", kept, 10)
+    assert sum(row["spread"]["pairs"] for row in found["rounds"] if row["spread"]) == 10
+    assert json.loads((steered / "verdict.json").read_text())["coverage"] == json.loads(json.dumps(found))
+    told = f"10 learnt pairs of {kept} kept"
+    assert told in (steered / "report.md").read_text()
+    assert told in (steered / "report.html").read_text()
     assert run_cli("show", str(steered)) == 0
-    assert "coverage:" in capsys.readouterr().out
+    assert told in capsys.readouterr().out
+    shutil.copytree(steered, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run/dataset")  # as before the choice is made
+    assert run_cli("show", str(tmp_path / "run")) == 0
+    assert f"{kept} kept pairs" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("method", "number"), [("record_calls", 1), ("record_round", 1)])

@@ -1,4 +1,4 @@
-"""How much of what F can say the kept pairs show, from stored records alone.
+"""How much of what F can say the pairs of a run show, from stored records alone.
 
 Responses are compared by their skeletons: what is left when the words that were copied from the prompt are masked. Of
 `PlayMusic(artist="Miles Davis")` that is `PlayMusic(artist="_")`, and of a short closed answer it is the answer. Equal
@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -192,16 +192,19 @@ def spread(clusters: Iterable[str]) -> Spread | None:
     )
 
 
-def families(candidates: Sequence[Candidate], calls: Mapping[str, GeneratorCall]) -> dict[str, float]:
+def families(
+    candidates: Sequence[Candidate], calls: Mapping[str, GeneratorCall], learnt: Collection[str] | None = None
+) -> dict[str, float]:
     """Return the share of the kept pairs that descends from each seed that was shown, largest first.
 
-    It is empty where nothing was shown, and 0 for a seed that no kept pair comes from.
+    Of the pairs, those in `learnt` alone count where it is given; their descent leads over all kept ones. The result is
+    empty where nothing was shown, and 0 for a seed that no pair comes from.
 
     A candidate descends in equal parts from the demos that its call showed, and a demo from those of its own call.
     """
     descent: dict[str, Counter[str]] = {}
     names = {candidate.id for candidate in candidates}
-    kept: Counter[str] = Counter(dict.fromkeys((d for c in calls.values() for d in c.demos if d not in names), 0))
+    pairs: Counter[str] = Counter(dict.fromkeys((d for c in calls.values() for d in c.demos if d not in names), 0))
     for candidate in candidates:  # in the order in which they were written: parents come first
         if not candidate.kept:
             continue
@@ -211,36 +214,46 @@ def families(candidates: Sequence[Candidate], calls: Mapping[str, GeneratorCall]
             for seed, share in descent.get(demo, {demo: 1.0}).items():
                 own[seed] += share / len(demos)  # type: ignore[assignment]  # Counter's stubs know whole numbers only
         descent[candidate.id] = own
-        kept.update(own)
-    total = math.fsum(kept.values()) or 1.0  # nothing is kept
-    return {seed: share / total for seed, share in kept.most_common()}
+        if learnt is None or candidate.id in learnt:
+            pairs.update(own)
+    total = math.fsum(pairs.values()) or 1.0  # nothing is kept
+    return {seed: share / total for seed, share in pairs.most_common()}
 
 
-def coverage(candidates: Sequence[Candidate], calls: Sequence[GeneratorCall]) -> dict[str, Any] | None:
-    """Return how the kept pairs of a run cover what F says, as plain data; `None` where nothing is kept.
+def coverage(
+    candidates: Sequence[Candidate], calls: Sequence[GeneratorCall], learnt: Collection[str] | None = None
+) -> dict[str, Any] | None:
+    """Return how the pairs of a run cover what F says, as plain data; `None` where nothing is kept.
 
-    `rounds` holds for each round its own spread and how many clusters there are up to it. Where no two responses are
-    alike, as between long texts, clusters tell nothing, and `reason` says so.
+    `of` says which pairs: those that are `learnt`, given by their ids, or with `None` all of the `kept` ones. `rounds`
+    holds for each round its own spread and how many clusters there are up to it. Where no two responses are alike, as
+    between long texts, clusters tell nothing, and `reason` says so. `calls` counts the generator's calls, and how many
+    of them showed fewer than the most examples.
     """
     kept = [candidate for candidate in candidates if candidate.kept]
-    skeletons = {candidate.id: skeleton_of(candidate) for candidate in kept}
+    pairs = [candidate for candidate in kept if learnt is None or candidate.id in learnt]
+    skeletons = {candidate.id: skeleton_of(candidate) for candidate in pairs}
     whole = spread(skeletons.values())
     if whole is None:
         return None
     by_id = {call.id: call for call in calls}
     rounds, known = [], set[str]()
     for index in sorted({candidate.round for candidate in candidates}):
-        own = [skeletons[candidate.id] for candidate in kept if candidate.round == index]
+        own = [skeletons[candidate.id] for candidate in pairs if candidate.round == index]
         known |= set(own)
         found = spread(own)
         rounds.append({"round": index, "clusters_so_far": len(known), "spread": found and asdict(found)})
     alike = "no two responses are alike, so clusters tell nothing" if whole.clusters == whole.pairs > 1 else None
+    most = max(len(call.demos) for call in calls)
     return {
+        "of": "kept" if learnt is None else "learnt",
+        "kept": len(kept),
         "spread": asdict(whole),
         "reason": alike,
         "largest_clusters": Counter(skeletons.values()).most_common(SHOWN),
         "strategies": _by_strategy(candidates, by_id),
-        "families": families(candidates, by_id),
+        "calls": {"all": len(calls), "examples": most, "fewer": sum(len(call.demos) < most for call in calls)},
+        "families": families(candidates, by_id, learnt),
         "rounds": rounds,
     }
 
@@ -257,7 +270,7 @@ def collapse(found: Mapping[str, Any]) -> list[str]:
 
     Two or three kinds may be all that there are, so only one, or the two largest of more, are told.
     """
-    whole, warnings = found["spread"], []
+    whole, pairs, warnings = found["spread"], f"{found['of']} pairs", []
     if whole["pairs"] < FEWEST:
         return []
     advice = (
@@ -267,10 +280,10 @@ def collapse(found: Mapping[str, Any]) -> list[str]:
     )
     held = sum(count for _, count in found["largest_clusters"][:2]) / whole["pairs"]
     if whole["clusters"] == 1:
-        warnings.append(f"all kept pairs have one kind of response: {advice}")
+        warnings.append(f"all {pairs} have one kind of response: {advice}")
     elif whole["clusters"] > 3 and held > MOST_IN_TWO:
-        warnings.append(f"two of {whole['clusters']} kinds of responses are {held:.0%} of the kept pairs: {advice}")
+        warnings.append(f"two of {whole['clusters']} kinds of responses are {held:.0%} of the {pairs}: {advice}")
     seed, share = next(iter(found["families"].items()), ("", 0.0))
     if len(found["families"]) >= 3 and share > MOST_OF_ONE_SEED:
-        warnings.append(f"{share:.0%} of the kept pairs descend from seed {seed}: synthesis.seed_share shows all more.")
+        warnings.append(f"{share:.0%} of the {pairs} descend from seed {seed}: synthesis.seed_share shows all more.")
     return warnings

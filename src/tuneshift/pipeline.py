@@ -18,7 +18,7 @@ from tuneshift.config import LoadedConfig
 from tuneshift.coverage import coverage
 from tuneshift.criteria import Criterion, calibrate_tau, decide_all, may_keep
 from tuneshift.datafiles import Seed
-from tuneshift.dataset import choose, kept_rows, pairs, read_rows
+from tuneshift.dataset import Row, choose, kept_rows, pairs, read_rows
 from tuneshift.engines.base import Decoding
 from tuneshift.engines.source import Source
 from tuneshift.errors import NothingKeptError
@@ -106,7 +106,7 @@ def transfer(loaded: LoadedConfig, run: RunDirectory, *, progress: Progress = SI
         # 5) Evidence: T before, T after, F and B on the same held-out items.
         with timed(ledger, "evaluate"):
             verdict = gather_evidence(run.evaluation, examination(loaded, inputs, run.adapter), progress=progress)
-        verdict |= {"criterion": criterion.name, "trained_pairs": len(rows), **what_it_took(loaded, ledger)}
+        verdict |= {"criterion": criterion.name, "trained_pairs": len(rows), **what_it_took(loaded, ledger, rows)}
         write_json(run.verdict, verdict)
         progress.log("evaluation", 1, verdict_numbers(verdict))
 
@@ -291,8 +291,8 @@ def distill_run(loaded: LoadedConfig, run: RunDirectory, progress: Progress) -> 
     return summary.peak_cuda_memory_bytes
 
 
-def what_it_took(loaded: LoadedConfig, ledger: Ledger) -> dict[str, Any]:
-    """Return the verdict's counts, seconds by stage, the API's tokens and cost, and peak memory."""
+def what_it_took(loaded: LoadedConfig, ledger: Ledger, rows: Sequence[Row]) -> dict[str, Any]:
+    """Return the verdict's counts, what the learnt rows cover, seconds by stage, the API's tokens and cost, memory."""
     candidates, rounds = ledger.candidates(), ledger.rounds()
     return {
         "kept": sum(candidate.kept for candidate in candidates),
@@ -301,7 +301,7 @@ def what_it_took(loaded: LoadedConfig, ledger: Ledger) -> dict[str, Any]:
         "rounds": len(rounds),
         "tau": rounds[-1].tau if rounds else None,
         "stop_reason": ledger.meta("stop_reason"),
-        "coverage": coverage(candidates, ledger.calls()),
+        "coverage": coverage(candidates, ledger.calls(), {row["id"] for row in rows}),
         "seconds": ledger.seconds(),
         "generator_usage": generator_usage(loaded, ledger),
         **ledger.peaks(("peak_memory_bytes", "peak_cuda_memory_bytes")),

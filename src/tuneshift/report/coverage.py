@@ -9,12 +9,13 @@ from tuneshift.coverage import collapse
 
 
 def spread_sentences(found: Mapping[str, Any]) -> list[str]:
-    """Return how the kept pairs spread over kinds of responses, or why that is not told, a sentence each."""
+    """Return how the pairs spread over kinds of responses, or why that is not told, a sentence each."""
     whole = found["spread"]
+    pairs = f"{whole['pairs']} {found['of']} pairs" + (f" of {found['kept']} kept" if found["of"] == "learnt" else "")
     if found["reason"] is not None:
-        return [f"{whole['pairs']} kept pairs: {found['reason']}."]
+        return [f"{pairs}: {found['reason']}."]
     return [
-        f"{whole['pairs']} kept pairs show {whole['clusters']} kinds of responses, as even as "
+        f"{pairs} show {whole['clusters']} kinds of responses, as even as "
         f"{whole['effective']:.1f} equal ones (exp of {whole['entropy']:.2f} nats); the largest has "
         f"{whole['largest']:.0%}.",
         f"About {whole['unseen']:.1%} of further pairs would show a new kind (Good-Turing), of at least "
@@ -33,6 +34,11 @@ def coverage_sentences(found: Mapping[str, Any]) -> list[str]:
         for strategy, count in found["strategies"].items()
         if len(found["strategies"]) > 1
     ]
+    if fewer := found["calls"]["fewer"]:
+        told.append(
+            f"{fewer} of {found['calls']['all']} generator calls showed fewer than {found['calls']['examples']} "
+            "examples: there were no more, or no more fit into its context."
+        )
     return told + [f"Warning: {warning}" for warning in collapse(found)]
 
 

@@ -182,7 +182,7 @@ def _coverage(found: dict[str, Any] | None) -> str:
     if found is None:
         return ""
     told = "\n".join(f"- {sentence}" for sentence in coverage_sentences(found))
-    table = markdown_table(["kind of response", "kept pairs", "share"], cluster_rows(found))
+    table = markdown_table(["kind of response", "pairs", "share"], cluster_rows(found))
     return f"## Coverage\n\n{told}\n\n{table}"
 
 

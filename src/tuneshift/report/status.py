@@ -8,6 +8,7 @@ from typing import Any
 
 from tuneshift.console import clean
 from tuneshift.coverage import coverage
+from tuneshift.dataset import read_rows
 from tuneshift.report.coverage import cluster_rows, coverage_sentences
 from tuneshift.report.decomposition import decomposition, decomposition_rows, decomposition_title
 from tuneshift.run.directory import RunDirectory, read_json
@@ -29,6 +30,7 @@ def run_status(path: Path, *, examples: int) -> dict[str, Any]:
         if len(shown) < examples:
             shown.append(_example(candidate, count_eos))
     verdict = read_json(run.verdict) if run.verdict.exists() else None
+    learnt = {row["id"] for row in read_rows(run.dataset)} if run.dataset.exists() else None
     return {
         "run": str(path),
         "phase": phase(run, stop),
@@ -37,7 +39,7 @@ def run_status(path: Path, *, examples: int) -> dict[str, Any]:
         "kept": sum(candidate.kept for candidate in candidates),
         "stop_reason": stop,
         "reasons": dict(Counter(candidate.reason for candidate in candidates).most_common()),
-        "coverage": coverage(candidates, calls),
+        "coverage": coverage(candidates, calls, learnt),
         "expected_margin": decomposition(candidates, rounds),
         "seconds": seconds,
         "improved": verdict["improved"] if verdict else None,
