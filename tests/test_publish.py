@@ -21,7 +21,7 @@ from test_transfer import run_cli
 
 from tuneshift import publish
 from tuneshift.errors import PublishError, RunDirectoryError
-from tuneshift.publish import prepare, send
+from tuneshift.publish import RISKS, prepare, send
 from tuneshift.report.card import COLUMNS, Published
 from tuneshift.report.provenance import Licence, licence_of, public_settings
 from tuneshift.run.directory import RunDirectory
@@ -69,7 +69,7 @@ def hub() -> Iterator[HubServer]:
 
 
 def pushed(run: RunDirectory, hub: HubServer, *, token: str | None = None, private: bool = False) -> list[Any]:
-    publication = prepare(run, BOTH, private=private, anyway=False)
+    publication = prepare(run, BOTH, private=private, anyway=())
     return send(publication, HfApi(endpoint=hub.url, token=token or hub.token))
 
 
@@ -170,7 +170,7 @@ def test_the_command_sends_with_the_token_of_the_environment_and_never_shows_it(
 def test_without_a_token_nothing_is_asked(run: RunDirectory, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
     with pytest.raises(PublishError, match="hf auth login"):
-        send(prepare(run, BOTH, private=False, anyway=False))
+        send(prepare(run, BOTH, private=False, anyway=()))
 
 
 # --- refusals ---
@@ -179,7 +179,7 @@ def test_without_a_token_nothing_is_asked(run: RunDirectory, monkeypatch: pytest
 def test_a_run_that_is_not_finished_is_refused(run: RunDirectory) -> None:
     run.manifest.unlink()
     with pytest.raises(RunDirectoryError, match="not finished"):
-        prepare(run, BOTH, private=False, anyway=True)
+        prepare(run, BOTH, private=False, anyway=RISKS)
 
 
 @pytest.mark.parametrize("name", ["adapter/adapter_model.safetensors", "dataset/kept.jsonl", "verdict.json"])
@@ -189,20 +189,20 @@ def test_a_file_that_the_manifest_does_not_vouch_for_is_refused(
 ) -> None:
     change(run.path / name)
     with pytest.raises(RunDirectoryError, match=name):
-        prepare(run, BOTH, private=False, anyway=True)
+        prepare(run, BOTH, private=False, anyway=RISKS)
 
 
 def test_a_file_that_somebody_put_beside_the_adapter_is_not_sent(run: RunDirectory) -> None:
     (run.adapter / ".env").write_text(SECRET)
-    (upload, _) = prepare(run, BOTH, private=False, anyway=False).uploads
+    (upload, _) = prepare(run, BOTH, private=False, anyway=()).uploads
     assert set(upload.content) == ADAPTER_FILES
 
 
 def test_no_improvement_is_published_only_anyway_and_the_card_says_so(run: RunDirectory) -> None:
     rewrite(run, lambda verdict: verdict | {"improved": False})
-    with pytest.raises(PublishError, match=r"no improvement is shown.*--anyway"):
-        prepare(run, BOTH, private=False, anyway=False)
-    publication = prepare(run, BOTH, private=False, anyway=True)
+    with pytest.raises(PublishError, match=r"no improvement is shown.*--anyway no-improvement"):
+        prepare(run, BOTH, private=False, anyway=["personal-data"])
+    publication = prepare(run, BOTH, private=False, anyway=["no-improvement"])
     card = publication.uploads[0].content["README.md"]
     assert isinstance(card, bytes)
     assert "No improvement shown" in card.decode()
@@ -216,14 +216,37 @@ def test_findings_are_refused_by_row_and_without_the_value(run: RunDirectory) ->
     run.dataset.write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert run_cli("report", str(run.path)) == 0
     with pytest.raises(PublishError) as caught:
-        prepare(run, Published(model_repo=MODEL), private=False, anyway=False)  # the adapter may have learnt it
+        prepare(run, Published(model_repo=MODEL), private=False, anyway=())  # the adapter may have learnt it
     assert rows[1]["id"] in str(caught.value)
     assert rows[2]["id"] in str(caught.value)
     assert SECRET not in str(caught.value)
     assert "jane" not in str(caught.value)
-    publication = prepare(run, BOTH, private=False, anyway=True)
+    with pytest.raises(PublishError, match="with --anyway personal-data it is sent"):
+        prepare(run, BOTH, private=False, anyway=["no-improvement"])
+    publication = prepare(run, BOTH, private=False, anyway=["personal-data"])
     assert publication.findings["key or password"] == {"count": 1, "rows": [rows[1]["id"]]}
     assert SECRET not in json.dumps(publication.described())
+
+
+def test_who_accepts_one_risk_has_not_accepted_the_other(run: RunDirectory, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [json.loads(line) for line in run.dataset.read_text().splitlines()]
+    rows[1]["response"] += f" {SECRET}"
+    run.dataset.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    rewrite(run, lambda verdict: verdict | {"improved": False})
+    push = ("push", str(run.path), "--to", MODEL)
+    for given, lacking in (
+        ((), "--anyway no-improvement --anyway personal-data it is sent"),
+        (("--anyway", "no-improvement"), "with --anyway personal-data it is sent"),
+        (("--anyway", "personal-data"), "with --anyway no-improvement it is sent"),
+        (("--anyway", "--go"), "no-improvement or personal-data"),
+    ):
+        capsys.readouterr()
+        assert run_cli(*push, *given) == 2
+        assert lacking in " ".join(capsys.readouterr().err.split())
+    assert run_cli(*push, "--anyway", "no-improvement", "--anyway", "personal-data") == 0
+    said = capsys.readouterr().out
+    assert "note: the verdict is that no improvement is shown" in said
+    assert "personal data or a secret: 1 of key or password" in said
 
 
 @pytest.mark.parametrize(
@@ -231,7 +254,7 @@ def test_findings_are_refused_by_row_and_without_the_value(run: RunDirectory) ->
 )
 def test_a_wrong_name_is_refused(run: RunDirectory, name: str) -> None:
     with pytest.raises(PublishError, match="OWNER/NAME"):
-        prepare(run, Published(model_repo=MODEL, dataset_repo=name or "x"), private=False, anyway=False)
+        prepare(run, Published(model_repo=MODEL, dataset_repo=name or "x"), private=False, anyway=())
 
 
 def test_private_pairs_do_not_go_into_a_public_repository(run: RunDirectory, hub: HubServer) -> None:
@@ -250,12 +273,12 @@ def test_nothing_is_sent_to_any_repository_where_one_is_refused(run: RunDirector
 
 def test_whoever_sends_prompts_of_their_own_is_told(run: RunDirectory) -> None:
     own = "the pairs hold prompts of your own file, word for word"
-    assert own not in prepare(run, BOTH, private=False, anyway=False).notes
+    assert own not in prepare(run, BOTH, private=False, anyway=()).notes
     with Ledger(run.ledger) as ledger:
         settings = json.loads(ledger.meta("settings") or "")
         ledger.set_meta(settings=json.dumps(settings | {"generator": {"kind": "file"}}))
-    assert own in prepare(run, BOTH, private=False, anyway=False).notes
-    assert own not in prepare(run, Published(model_repo=MODEL), private=False, anyway=False).notes
+    assert own in prepare(run, BOTH, private=False, anyway=()).notes
+    assert own not in prepare(run, Published(model_repo=MODEL), private=False, anyway=()).notes
 
 
 # --- a Hub that fails ---
@@ -272,7 +295,7 @@ def test_whoever_sends_prompts_of_their_own_is_told(run: RunDirectory) -> None:
 def test_a_refusal_says_what_to_do_and_is_not_repeated(
     run: RunDirectory, hub: HubServer, token: str | None, owner: str, said: str
 ) -> None:
-    publication = prepare(run, Published(model_repo=f"{owner}/x", licence="mit"), private=False, anyway=False)
+    publication = prepare(run, Published(model_repo=f"{owner}/x", licence="mit"), private=False, anyway=())
     with pytest.raises(PublishError, match=said):
         send(publication, HfApi(endpoint=hub.url, token=token or hub.token))
     assert sum(request == "POST /api/repos/create" for request in hub.requests) == 1
@@ -314,7 +337,7 @@ def test_lasting_trouble_is_told(run: RunDirectory, hub: HubServer, how: int | s
 
 
 def test_metadata_that_the_hub_refuses_is_told_before_anything_is_uploaded(run: RunDirectory, hub: HubServer) -> None:
-    publication = prepare(run, Published(model_repo=MODEL, licence="none-of-them"), private=False, anyway=False)
+    publication = prepare(run, Published(model_repo=MODEL, licence="none-of-them"), private=False, anyway=())
     with pytest.raises(PublishError, match="none of the Hub's"):
         send(publication, HfApi(endpoint=hub.url, token=hub.token))
     assert hub.objects == {}
@@ -329,7 +352,7 @@ def metadata(card: bytes | str) -> dict[str, Any]:
 
 
 def test_the_model_card_holds_the_verdicts_numbers(run: RunDirectory) -> None:
-    (model, _) = prepare(run, BOTH, private=False, anyway=False).uploads
+    (model, _) = prepare(run, BOTH, private=False, anyway=()).uploads
     content = model.content["README.md"]
     assert isinstance(content, bytes)
     data = ModelCard(content.decode()).data
@@ -358,7 +381,7 @@ def test_regression_questions_have_results_of_their_own(run: RunDirectory) -> No
         return verdict | {"regression": {**same, **lost, "negative_flips": verdict["negative_flips"]["before"]}}
 
     rewrite(run, with_regression)
-    content = prepare(run, BOTH, private=False, anyway=False).uploads[0].content["README.md"]
+    content = prepare(run, BOTH, private=False, anyway=()).uploads[0].content["README.md"]
     assert isinstance(content, bytes)
     assert [result.dataset_config for result in ModelCard(content.decode()).data.eval_results] == [
         "default",
@@ -399,7 +422,7 @@ def test_the_cards_of_a_run_are_written_at_its_end_and_claim_nothing_that_nobody
 
 def test_a_run_without_questions_has_cards_without_results(run: RunDirectory) -> None:
     rewrite(run, lambda verdict: verdict | {"improved": None, "reason": "No evaluation is configured."})
-    publication = prepare(run, BOTH, private=False, anyway=False)
+    publication = prepare(run, BOTH, private=False, anyway=())
     content = publication.uploads[0].content["README.md"]
     assert isinstance(content, bytes)
     assert "model-index" not in metadata(content)

@@ -264,7 +264,10 @@ def push(
     base_model: Annotated[str | None, typer.Option(help="The target's Hub id, where it came from a folder.")] = None,
     licence: Annotated[str | None, typer.Option("--license", help="The Hub's name of your licence for it.")] = None,
     private: Annotated[bool, typer.Option("--private", help="Only into private repositories.")] = False,
-    anyway: Annotated[bool, typer.Option("--anyway", help="In spite of the verdict and of findings.")] = False,
+    anyway: Annotated[
+        list[str] | None,
+        typer.Option(metavar="RISK", help="Accept no-improvement or personal-data; may be given for each."),
+    ] = None,
     go: Annotated[bool, typer.Option("--go", help="Send it; without this nothing is sent.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -275,7 +278,7 @@ def push(
 
     with RunDirectory.existing(run) as directory:
         published = Published(model_repo=to, dataset_repo=dataset, base_model=base_model, licence=licence)
-        publication = prepare(directory, published, private=private, anyway=anyway)
+        publication = prepare(directory, published, private=private, anyway=anyway or ())
         sent = send(publication) if go else None
     print_result({**publication.described(), "sent": sent}, as_json, publication_lines)
 

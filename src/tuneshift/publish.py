@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from huggingface_hub import CommitInfo, HfApi
 
 Result = TypeVar("Result")
+RISKS = NO_IMPROVEMENT, PERSONAL_DATA = "no-improvement", "personal-data"
+"""What speaks against publishing a run, each of its own kind: who accepts one has not accepted the other."""
 WAITS = (1.0, 5.0)  # seconds before the second and the third attempt; a guess
 PASSING = (408, 429, 500, 502, 503, 504)  # status codes after which another attempt may succeed; as huggingface_hub's
 
@@ -64,15 +66,17 @@ class Publication:
         }
 
 
-def prepare(run: RunDirectory, published: Published, *, private: bool, anyway: bool) -> Publication:
-    """Return what the run would send.
+def prepare(run: RunDirectory, published: Published, *, private: bool, anyway: Collection[str]) -> Publication:
+    """Return what the run would send; `anyway` are the `RISKS` that the publisher accepts.
 
     Raises:
         RunDirectoryError: the run is not finished, or a file is not what the manifest vouches for.
-        PublishError: a repository's name is none, or, without `anyway`, the verdict or a finding speaks against it.
+        PublishError: a repository's name or a risk's is none, or a risk that is not accepted speaks against it.
     """
     for repo in filter(None, (published.model_repo, published.dataset_repo)):
         _check_name(repo)
+    if unknown := [word for word in anyway if word not in RISKS]:
+        raise PublishError(f"--anyway {unknown[0]}: give the risk that you accept, {' or '.join(RISKS)}.")
     manifest = read_manifest(run)
     with Ledger(run.ledger) as ledger:
         facts = read_facts(run, ledger, manifest)
@@ -85,11 +89,14 @@ def prepare(run: RunDirectory, published: Published, *, private: bool, anyway: b
         ]
     )
     objections = _objections(facts, findings)
-    if objections and not anyway:
-        raise PublishError(f"{run.path}: {' '.join(objections)} Nothing was sent; --anyway sends it all the same.")
+    if refused := {risk: why for risk, why in objections.items() if risk not in anyway}:
+        accepted = " ".join(f"--anyway {risk}" for risk in refused)
+        raise PublishError(
+            f"{run.path}: {' '.join(refused.values())} Nothing was sent; with {accepted} it is sent all the same."
+        )
     sent = {"adapter", "dataset"} if published.dataset_repo else {"adapter"}
     withheld = sorted(path.name for path in run.path.iterdir() if path.name not in sent | {".lock"})
-    return Publication(uploads, private, withheld, findings, [*objections, *_notes(facts, published)])
+    return Publication(uploads, private, withheld, findings, [*objections.values(), *_notes(facts, published)])
 
 
 def send(publication: Publication, api: HfApi | None = None) -> list[dict[str, Any]]:
@@ -154,19 +161,22 @@ def _adapter_config(path: Path, facts: Facts, published: Published) -> bytes:
     return (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()
 
 
-def _objections(facts: Facts, findings: dict[str, dict[str, Any]]) -> list[str]:
+def _objections(facts: Facts, findings: dict[str, dict[str, Any]]) -> dict[str, str]:
+    """Return why each risk that the run has speaks against publishing it."""
     found = [
         f"{one['count']} of {kind} in {', '.join(one['rows'][:5])}{' and others' if one['rows'][5:] else ''}"
         for kind, one in findings.items()
         if one["count"]
     ]
-    refused = ["the verdict is that no improvement is shown."] if facts.verdict["improved"] is False else []
+    objections = {}
+    if facts.verdict["improved"] is False:
+        objections[NO_IMPROVEMENT] = "the verdict is that no improvement is shown."
     if found:
-        refused.append(
-            f"the pairs that the adapter learnt from, or a card, hold what looks like personal data or a secret: "
+        objections[PERSONAL_DATA] = (
+            "the pairs that the adapter learnt from, or a card, hold what looks like personal data or a secret: "
             f"{'; '.join(found)}."
         )
-    return refused
+    return objections
 
 
 def _notes(facts: Facts, published: Published) -> list[str]:
