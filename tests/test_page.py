@@ -137,6 +137,8 @@ def test_every_section_is_there_and_measured(document: dict[str, Any]) -> None:
     assert document["origins"]["overlap"]["seeds"]["words"] >= 1
     assert set(document["origins"]["personal"]) >= {"e-mail address", "telephone number", "IBAN"}
     assert document["verdict"]["arms"]["after"]["correct"] == 9
+    names = [arm["name"] for arm in document["verdict"]["arms"].values()]
+    assert names == [row[0] for row in document["verdict"]["rows"] if row[0] != "Chance"]  # chart and table agree
 
 
 def test_a_run_without_questions_has_all_other_sections(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from tuneshift.console import duration
 from tuneshift.errors import Interrupted, RunDirectoryError
 from tuneshift.progress import Progress, Stage
 from tuneshift.report import live
@@ -219,6 +220,14 @@ def test_a_stage_knows_its_rate_and_what_is_left_of_it() -> None:
 
 
 # --- what is shown ---
+
+
+@pytest.mark.parametrize(
+    ("seconds", "told"),
+    [(0.4, "0 s"), (59.4, "59 s"), (118.6, "1 min 59 s"), (3599.7, "1 h 0 min"), (6900, "1 h 55 min")],
+)
+def test_a_time_is_told_in_one_form(seconds: float, told: str) -> None:
+    assert duration(seconds) == told
 
 
 def test_the_view_names_what_a_person_who_waits_wants_to_know(run: RunDirectory) -> None:

@@ -24,7 +24,13 @@ from tuneshift.evaluate.stats import (
 from tuneshift.evaluate.tasks import Outcome
 
 ALPHA = 0.05  # the conventional level of a two-sided test
-ARMS = ("before", "after", "source", "base")
+ARMS = {
+    "base": "Source's base",
+    "source": "Source, fine-tuned",
+    "before": "Target before",
+    "after": "Target after",
+}
+"""The models that answer: their names in `verdict.json`, and what reports call them, in the order of their tables."""
 DISCORDANT = (0.2, 0.5)  # shares of answers that the training changes, to tell what a run could show. A guess
 
 
@@ -45,7 +51,7 @@ def judge(
     seed: int = 0,
 ) -> dict[str, Any]:
     """Return the statistical part of `verdict.json`; every rate carries its n and a 95 % Wilson interval."""
-    arms = dict(zip(ARMS, (before, after, source, base), strict=True))
+    arms = {"before": before, "after": after, "source": source, "base": base}
     flags = {name: _flags(arm) for name, arm in arms.items()}
     test = mcnemar_exact(flags["before"], flags["after"])
     gain = paired_difference(flags["before"], flags["after"], seed=seed)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from tuneshift.criteria import RULES, Criterion
 from tuneshift.errors import ConfigError
+from tuneshift.evaluate.verdict import ARMS
 from tuneshift.run.directory import write_atomically
 
 if TYPE_CHECKING:
@@ -122,16 +123,15 @@ def drawings(document: dict[str, Any]) -> dict[str, Callable[[Axes, Theme], None
 
 
 def _accuracy(axes: Axes, theme: Theme, verdict: dict[str, Any]) -> None:
-    names = {"base": "B, source's base", "source": "F, fine-tuned", "before": "T before", "after": "T after"}
     colours = {"base": theme.b, "source": theme.f, "before": theme.t, "after": theme.t}
-    for place, arm in enumerate(names):
+    for place, arm in enumerate(ARMS):
         rate = verdict["arms"][arm]
         ends = [100 * rate["interval"]["low"], 100 * rate["interval"]["high"]]
         axes.plot(ends, [place, place], color=colours[arm], linewidth=2.5, solid_capstyle="round")
         axes.plot([100 * rate["accuracy"]], [place], "o", color=colours[arm])
     if verdict["chance"] is not None:
         axes.axvline(100 * verdict["chance"], color=theme.soft, linestyle=":")
-    axes.set_yticks(range(len(names)), list(names.values()))
+    axes.set_yticks(range(len(ARMS)), list(ARMS.values()))
     axes.invert_yaxis()
     axes.set_xlim(-2, 102)  # so that a mark at 0 or 100 is whole
     axes.set_xlabel(f"right answers of {verdict['arms']['after']['n']}, % (95 % interval)")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tuneshift.criteria import RULES
-from tuneshift.evaluate.verdict import points_with_interval, sentence
+from tuneshift.evaluate.verdict import ARMS, points_with_interval, sentence
 from tuneshift.report.coverage import cluster_rows, coverage_sentences
 from tuneshift.report.decomposition import decomposition, decomposition_rows, decomposition_title
 from tuneshift.run.directory import RunDirectory, read_json, write_atomically
@@ -44,12 +44,6 @@ def accuracy_rows(verdict: dict[str, Any]) -> list[list[str]]:
 
     An arm that was not asked, such as the source in a verdict's `regression`, has no row.
     """
-    names = {
-        "base": "Source's base",
-        "source": "Source, fine-tuned",
-        "before": "Target before",
-        "after": "Target after",
-    }
     chance = verdict["chance"]
     rows = [
         [
@@ -59,7 +53,7 @@ def accuracy_rows(verdict: dict[str, Any]) -> list[list[str]]:
             f"{verdict[arm]['interval']['low']:.1%} to {verdict[arm]['interval']['high']:.1%}",
             "n/a" if (capped := verdict[arm]["hit_length_limit"]) is None else f"{capped:.1%}",
         ]
-        for arm, label in names.items()
+        for arm, label in ARMS.items()
         if verdict.get(arm) is not None
     ]
     return rows if chance is None else [["Chance", "", f"{chance:.1%}", "", ""], *rows]
@@ -107,11 +101,10 @@ def accuracy_section(verdict: dict[str, Any]) -> str:
 
 def _other_metrics(verdict: dict[str, Any]) -> list[tuple[str, str]]:
     """Return each metric that the verdict does not rest on, and the arms' rates by it."""
-    arms = {"before": "target before", "after": "target after", "source": "source"}
-    by_metric = {arm: verdict[arm]["by_metric"] for arm in arms}
+    by_metric = {arm: verdict[arm]["by_metric"] for arm in ("before", "after", "source")}
     others = [metric for metric in by_metric["before"] if metric != verdict["questions"]["metric"]]
     return [
-        (metric, "; ".join(f"{label} {_rate(by_metric[arm][metric])}" for arm, label in arms.items()))
+        (metric, "; ".join(f"{ARMS[arm].lower()} {_rate(rates[metric])}" for arm, rates in by_metric.items()))
         for metric in others
     ]
 

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 import yaml
 
 from tuneshift.config import Config
+from tuneshift.console import duration
 from tuneshift.distill import inspect_target
 from tuneshift.engines.base import Engine
 from tuneshift.engines.source import Source
@@ -59,7 +60,7 @@ class Countdown:
     def begin(self, label: str) -> None:
         """Announce the next task."""
         past = time.monotonic() - self.started
-        left = f"; about {past / self.begun * (self.total - self.begun) / 60:.0f} min left" if self.begun else ""
+        left = f"; about {duration(past / self.begun * (self.total - self.begun))} left" if self.begun else ""
         self.begun += 1
         self.progress.note(f"{self.what} {self.begun} of {self.total}: {label}{left}")
 

@@ -6,9 +6,10 @@ import shlex
 from dataclasses import asdict
 from typing import Any
 
+from tuneshift.console import duration
 from tuneshift.coverage import collapse
 from tuneshift.criteria import Criterion
-from tuneshift.evaluate.verdict import points_with_interval, sentence
+from tuneshift.evaluate.verdict import ARMS, points_with_interval, sentence
 from tuneshift.report.coverage import cluster_rows, spread_sentences
 from tuneshift.report.markdown import ACCURACY_HEADER, accuracy_rows, regression_line
 from tuneshift.report.page.examples import examples
@@ -57,7 +58,7 @@ def verdict_part(verdict: dict[str, Any]) -> dict[str, Any]:
         "sentence": sentence(verdict),
         "header": ACCURACY_HEADER,
         "rows": accuracy_rows(verdict),
-        "arms": {arm: verdict[arm] for arm in ("base", "source", "before", "after")} if judged else None,
+        "arms": {arm: {"name": name, **verdict[arm]} for arm, name in ARMS.items()} if judged else None,
         "chance": verdict["chance"],
         "gain": points_with_interval(verdict["difference"], verdict["difference_interval"], verdict["after"]["n"])
         if judged
@@ -74,15 +75,6 @@ def verdict_part(verdict: dict[str, Any]) -> dict[str, Any]:
         "usage": usage,
         "regression": regression_line(verdict["regression"]) if verdict["regression"] else None,
     }  # fmt: skip
-
-
-def duration(seconds: float) -> str:
-    """Return a time for people."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
 def rule_part(sources: Sources) -> dict[str, Any]:

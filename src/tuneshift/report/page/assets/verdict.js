@@ -1,18 +1,17 @@
 // Every model's share of right answers with its interval.
-const ARMS = [["base", "B, source's base", "of-b"], ["source", "F, fine-tuned source", "of-f"],
-  ["before", "T before", "of-t"], ["after", "T after", "of-t"]];
+const KINDS = { base: "of-b", source: "of-f", before: "of-t", after: "of-t" };
 
 function startVerdict() {
   const { arms, chance } = DATA.verdict;
   if (arms === null) return;
-  const shown = ARMS.filter(([arm]) => arms[arm]);
+  const shown = Object.entries(arms);
   drawn(byId("arms-chart"), (width) => {
     const box = { ...boxOf(width, 74 + 34 * shown.length, width < 480 ? 8 : 160), top: 8 };
     const x = linear(0, 100, box.left + 6, box.right - 6);
-    const label = shown.map(([arm, name]) => `${name} ${percent(arms[arm].accuracy, 1)}`).join("; ");
+    const label = shown.map(([, { name, accuracy }]) => `${name} ${percent(accuracy, 1)}`).join("; ");
     const chart = frame(box, label, { x, y: () => 0, xTicks: [0, 25, 50, 75, 100], yTicks: [], xName: "right answers, %", yName: "" });
-    shown.forEach(([arm, name, kind], index) => {
-      const { accuracy, interval } = arms[arm];
+    shown.forEach(([arm, { name, accuracy, interval }], index) => {
+      const kind = KINDS[arm];
       const y = box.top + 20 + 34 * index;
       const narrow = box.left < 100;
       chart.append(
