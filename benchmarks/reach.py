@@ -164,6 +164,7 @@ def main() -> None:
     arms = {name: settings for name, *settings in options.arm} if options.arm else ARMS
     rows = [json.loads(line) for line in options.train.read_text().splitlines()]
     out = options.out or Path(tempfile.mkdtemp())
+    out.mkdir(parents=True, exist_ok=True)
     base = load_config(options.config)
     template = base.config.prompt_template or "{text}"
     held_out = [

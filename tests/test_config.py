@@ -93,7 +93,7 @@ def test_the_smallest_complete_file_loads_with_the_papers_defaults(tmp_path: Pat
         "prompt_template": "Request: {text}\nIntent:",
         "synthesis": {
             "preset": "paper", "target_size": 250, "demos": 5, "per_call": 20, "pool_sampling": "uniform",
-            "seed_share": None, "back_generation": 0.0, "calls_per_round": 4, "decoding": "faithful",
+            "seed_share": None, "back_generation": 0.0, "probes": 0, "calls_per_round": 4, "decoding": "faithful",
             "max_new_tokens": 16, "stop": ["\n"], "complete_scores": False, "oversample": 1.0, "select": "first",
             "max_candidates": 10_000, "max_rounds": 500, "patience": 3,
         },
@@ -280,7 +280,7 @@ def test_a_count_below_1_or_no_whole_number_is_refused(tmp_path: Path, key: str,
     assert f"  {key}: " in refused(tmp_path, f"{key}={value}")
 
 
-@pytest.mark.parametrize("key", ["generator.top_k", "run.seed"])
+@pytest.mark.parametrize("key", ["generator.top_k", "synthesis.probes", "run.seed"])
 def test_a_negative_value_is_refused_where_0_has_a_meaning(tmp_path: Path, key: str) -> None:
     assert load(tmp_path, f"{key}=0").config is not None
     assert f"  {key}: " in refused(tmp_path, f"{key}=-1")
@@ -295,7 +295,7 @@ def test_the_lists_above_cover_every_number_setting(tmp_path: Path) -> None:
         for key, value in values.items()
         if type(value) in (int, float)
     }
-    assert numbers == {*FLOATS, *COUNTS, "criterion.tau", "generator.top_k", "run.seed"}
+    assert numbers == {*FLOATS, *COUNTS, "criterion.tau", "generator.top_k", "synthesis.probes", "run.seed"}
 
 
 def test_both_an_adapter_and_a_checkpoint_are_refused(tmp_path: Path) -> None:
@@ -682,7 +682,7 @@ CHANGES = {
     "synthesis.calls_per_round": "3", "synthesis.decoding": "greedy", "synthesis.max_new_tokens": "17",
     "synthesis.complete_scores": "true", "synthesis.preset": "tuneshift", "synthesis.pool_sampling": "balanced",
     "synthesis.seed_share": "0.5", "synthesis.back_generation": "0.5", "synthesis.oversample": "2",
-    "synthesis.select": "random",
+    "synthesis.select": "random", "synthesis.probes": "64",
     "synthesis.stop": "['###']", "synthesis.max_candidates": "100", "synthesis.max_rounds": "100",
     "synthesis.patience": "2", "criterion.name": "ratio", "criterion.tau": "1.6", "criterion.tau_f": "1.3",
     "criterion.tau_b": "1.7", "criterion.ratio": "1.6", "criterion.keep_rate": "0.3", "criterion.calibration": "100",
@@ -715,6 +715,7 @@ ALSO = {
     "criterion.vote_share": ["criterion.name=vote"],
     "criterion.samples": ["criterion.name=vote"],
     "synthesis.oversample": ["synthesis.select=balanced"],
+    "synthesis.probes": ["synthesis.back_generation=0.5"],
     "engine.fine_tuned": ["engine.kind=openai", "engine.base={base_url: 'http://h/v1', model: m}"],
     "engine.base": ["engine.kind=openai", "engine.fine_tuned={base_url: 'http://h/v1', model: m}"],
 }

@@ -7,18 +7,22 @@ import random
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
 
-from tuneshift.coverage import collapse, coverage, densities, families, skeleton, skeleton_of, spread
+from tuneshift.coverage import collapse, coverage, densities, families, probed_kinds, skeleton, skeleton_of, spread
 from tuneshift.datafiles import Seed
 from tuneshift.dataset import choose, kept_rows
 from tuneshift.prompts.generators import chat_request, few_shot_prompt
 from tuneshift.prompts.pool import Plan, PoolItem, Steering, make_pool, plan_calls
+from tuneshift.prompts.probing import probe_words
 from tuneshift.report.coverage import coverage_sentences
-from tuneshift.run.records import Candidate, GeneratorCall, Response
+from tuneshift.run.records import Candidate, GeneratorCall, Probe, Response
 
 
 def answered(number: int, response: str, *, text: str = "play it", kept: bool = True, call: str = "c0") -> Candidate:
@@ -332,3 +336,59 @@ def test_a_seed_without_descendants_has_a_share_of_zero() -> None:
         "s0": 1.0,
         "s1": 0.0,
     }
+
+
+# --- probes ---
+
+
+def vocabulary(pre_tokenizer: pre_tokenizers.PreTokenizer, decoder: decoders.Decoder) -> PreTrainedTokenizerFast:
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizer, decoder
+    trainer = trainers.BpeTrainer(vocab_size=600, special_tokens=["<unk>"], show_progress=False)
+    tokenizer.train_from_iterator(["the weather in Paris is übel at 10 am, the weathering"] * 9, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+
+
+@pytest.mark.parametrize(
+    "marks",
+    [
+        (pre_tokenizers.ByteLevel(), decoders.ByteLevel()),
+        (pre_tokenizers.Metaspace(), decoders.Metaspace()),
+    ],
+)
+def test_probes_are_lower_case_words_of_the_vocabulary(marks: tuple[Any, Any]) -> None:
+    words = probe_words(vocabulary(*marks), 100, seed=0)
+    assert {"weather", "übel"} < set(words)
+    assert not {"Paris", "10", "am,"} & set(words)
+    assert probe_words(vocabulary(*marks), 2, seed=0) == words[:2]
+    assert probe_words(vocabulary(*marks), 100, seed=1) != words
+
+
+def test_where_a_vocabulary_marks_no_words_any_token_of_letters_may_be_one() -> None:
+    assert "weather" in probe_words(vocabulary(pre_tokenizers.Whitespace(), decoders.Fuse()), 100, seed=0)
+
+
+def test_what_f_says_to_one_probe_alone_is_no_kind() -> None:
+    said = {"rain": "Get(rain)", "snow": "Get(snow)", "book": "Rate", "tale": "Rate", "novel": "Rate", "x": "Lift"}
+    assert probed_kinds([Probe(word, response) for word, response in said.items()]) == ["Rate", "Get(_)"]
+
+
+def test_a_probed_kind_is_asked_for_as_often_as_a_seeds_and_shown_by_no_word() -> None:
+    probes = [Probe("rain", "D"), Probe("snow", "D"), Probe("one", "A"), Probe("two", "A"), Probe("x", "Invented")]
+    pool = make_pool(SEEDS, [], Steering(back_generation=1.0), probes)  # A and B are the seeds' own
+    plans = plan_calls(pool, round_index=0, calls=3000, demos=4, run_seed=0, back_generation=1.0)
+    wanted = Counter(plan.cue for plan in plans)
+    for cue in "ABD":
+        assert wanted[cue] / 3000 == pytest.approx(1 / 3, abs=5 * math.sqrt(0.25 / 3000))
+    assert {plan.strategy for plan in plans if plan.cue == "D"} == {"probed"}
+    assert {item.id for plan in plans for item in plan.demos} == {"s0", "s1"}
+    probed = next(plan for plan in plans if plan.cue == "D")
+    assert few_shot_prompt(probed, between="\n", instruction=None).endswith("\n- D:")
+
+
+def test_what_probes_show_and_no_pair_does_is_told() -> None:
+    probes = [Probe("rain", "D"), Probe("snow", "D"), Probe("one", "A"), Probe("two", "A")]
+    found = coverage(KEPT, [call_of("c0", "s0")], None, probes)
+    assert found is not None
+    assert found["probed"] == {"words": 4, "kinds": 2, "missing": ["D"]}
+    assert "no pair shows D." in " ".join(coverage_sentences(found))

@@ -469,7 +469,7 @@ def test_the_longest_examples_are_left_out_until_the_rest_fits(tokenizer: PreTra
 
 def test_the_example_whose_answer_is_wanted_stays_as_long_as_another_can_go() -> None:
     short, other = replace(POOL[0], cue="jazz"), replace(POOL[1], cue="table")
-    backward = Plan("r0000-c000", (other, short, LONG), LONG.cue)
+    backward = Plan("r0000-c000", (other, short, LONG), LONG.cue, "backward")
     first = shorten(backward, POOL)
     assert first == replace(backward, demos=(short, LONG))
     second = shorten(first, POOL)

@@ -81,9 +81,10 @@ def test_verdict_reports_and_show_tell_the_coverage_of_what_is_learnt(
 ) -> None:
     learnt = [json.loads(line)["id"] for line in (steered / "dataset/kept.jsonl").read_text().splitlines()]
     with Ledger(steered / "ledger.sqlite") as ledger:
-        found = coverage(ledger.candidates(), ledger.calls(), learnt)
+        found = coverage(ledger.candidates(), ledger.calls(), learnt, ledger.probes())
         kept = sum(candidate.kept for candidate in ledger.candidates())
     assert found is not None
+    assert found["probed"]["words"] > 3
     assert (found["of"], found["kept"], found["spread"]["pairs"]) == ("learnt", kept, 10)
     assert sum(row["spread"]["pairs"] for row in found["rounds"] if row["spread"]) == 10
     assert json.loads((steered / "verdict.json").read_text())["coverage"] == json.loads(json.dumps(found))

@@ -16,7 +16,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from tuneshift.engines.base import derive_seed
-from tuneshift.run.records import Candidate, GeneratorCall
+from tuneshift.run.records import Candidate, GeneratorCall, Probe
 
 if TYPE_CHECKING:
     from numpy import floating
@@ -147,6 +147,15 @@ def thin_out(candidates: Sequence[Candidate], size: int, *, seed: int) -> list[C
     return [candidate for candidate in candidates if candidate.id in chosen]
 
 
+def probed_kinds(probes: Iterable[Probe]) -> list[str]:
+    """Return the kinds of responses that F gave to more than one probe, most frequent first.
+
+    What it said to one alone it may have invented for it.
+    """
+    counts = Counter(skeleton(probe.word, probe.response) for probe in probes)
+    return [kind for kind, count in counts.most_common() if count > 1]
+
+
 def _words(text: str) -> Iterator[str]:
     return (match[0].casefold() for match in TOKEN.finditer(text) if match[0] != MASK and match[0][0].isalnum())
 
@@ -221,14 +230,17 @@ def families(
 
 
 def coverage(
-    candidates: Sequence[Candidate], calls: Sequence[GeneratorCall], learnt: Collection[str] | None = None
+    candidates: Sequence[Candidate],
+    calls: Sequence[GeneratorCall],
+    learnt: Collection[str] | None = None,
+    probes: Sequence[Probe] | None = None,
 ) -> dict[str, Any] | None:
     """Return how the pairs of a run cover what F says, as plain data; `None` where nothing is kept.
 
     `of` says which pairs: those that are `learnt`, given by their ids, or with `None` all of the `kept` ones. `rounds`
     holds for each round its own spread and how many clusters there are up to it. Where no two responses are alike, as
     between long texts, clusters tell nothing, and `reason` says so. `calls` counts the generator's calls, and how many
-    of them showed fewer than the most examples.
+    of them showed fewer than the most examples. `probed` tells which kinds of responses to `probes` the pairs lack.
     """
     kept = [candidate for candidate in candidates if candidate.kept]
     pairs = [candidate for candidate in kept if learnt is None or candidate.id in learnt]
@@ -253,9 +265,16 @@ def coverage(
         "largest_clusters": Counter(skeletons.values()).most_common(SHOWN),
         "strategies": _by_strategy(candidates, by_id),
         "calls": {"all": len(calls), "examples": most, "fewer": sum(len(call.demos) < most for call in calls)},
+        "probed": None if probes is None else _probed(probes, set(skeletons.values())),
         "families": families(candidates, by_id, learnt),
         "rounds": rounds,
     }
+
+
+def _probed(probes: Sequence[Probe], shown: Collection[str]) -> dict[str, Any]:
+    """Return how many words F was asked, how many kinds it gave to more than one, and which of them are not shown."""
+    kinds = probed_kinds(probes)
+    return {"words": len(probes), "kinds": len(kinds), "missing": [kind for kind in kinds if kind not in shown]}
 
 
 def _by_strategy(candidates: Sequence[Candidate], calls: Mapping[str, GeneratorCall]) -> dict[str, dict[str, int]]:

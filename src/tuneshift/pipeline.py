@@ -30,6 +30,7 @@ from tuneshift.preflight import Inputs, read_inputs
 from tuneshift.progress import SILENT, Progress
 from tuneshift.prompts.contamination import HeldOut
 from tuneshift.prompts.pool import Steering, make_pool
+from tuneshift.prompts.probing import ask_words, probe_words
 from tuneshift.prompts.screening import UNANSWERED, Screen
 from tuneshift.prompts.stopping import Limits, diagnosis, next_calls, stop_reason
 from tuneshift.report.card import write_cards
@@ -140,6 +141,7 @@ class Synthesis:
     decoding: Decoding
     limits: Limits
     steering: Steering
+    probes: int
     calls_per_round: int
     run_seed: int
 
@@ -148,6 +150,7 @@ class Synthesis:
 
         A round commits whole, and all state is read back from the ledger, so a restart makes the same choices.
         """
+        self.probe(ledger)
         candidates = ledger.candidates()
         kept = [candidate for candidate in candidates if candidate.kept]
         size = self.limits.target_size
@@ -160,6 +163,15 @@ class Synthesis:
                 counts = {"kept": len(kept), "candidates": len(candidates)}
                 progress.log("synthesis", candidates[-1].round + 1, counts | {"keep_rate": len(kept) / len(candidates)})
         return reason
+
+    def probe(self, ledger: Ledger) -> None:
+        """Let F answer single words, once for the run: what it says to several is a kind to ask prompts for."""
+        if self.probes and ledger.probes() is None:
+            words = probe_words(self.source.engine.tokenizer, self.probes, seed=self.run_seed)
+            probes = ask_words(
+                self.source, words, template=self.template, decoding=self.decoding, run_seed=self.run_seed
+            )
+            ledger.record_probes(probes)
 
     def round(
         self, candidates: Sequence[Candidate], ledger: Ledger, say: Callable[[str], None] = lambda info: None
@@ -225,7 +237,8 @@ class Synthesis:
         )
         if index == 0 and self.calibration is not None:
             n_calls = max(n_calls, -(-self.calibration // self.generator.per_call))
-        pool = make_pool(self.seeds, [candidate for candidate in candidates if candidate.kept], self.steering)
+        kept = [candidate for candidate in candidates if candidate.kept]
+        pool = make_pool(self.seeds, kept, self.steering, ledger.probes() or ())
         calls = self.generator.write(pool, round_index=index, calls=n_calls, ledger=ledger)
         ledger.record_calls(calls)
         return calls
@@ -248,6 +261,7 @@ def synthesis(loaded: LoadedConfig, inputs: Inputs, models: SynthesisModels) -> 
         decoding=answer_decoding(loaded),
         limits=limits_of(loaded, inputs),
         steering=steering_of(loaded),
+        probes=0 if loaded.config.generator.kind == "file" else loaded.config.synthesis.probes,
         calls_per_round=loaded.config.synthesis.calls_per_round,
         run_seed=loaded.config.run.seed,
     )
@@ -301,7 +315,7 @@ def what_it_took(loaded: LoadedConfig, ledger: Ledger, rows: Sequence[Row]) -> d
         "rounds": len(rounds),
         "tau": rounds[-1].tau if rounds else None,
         "stop_reason": ledger.meta("stop_reason"),
-        "coverage": coverage(candidates, ledger.calls(), {row["id"] for row in rows}),
+        "coverage": coverage(candidates, ledger.calls(), {row["id"] for row in rows}, ledger.probes()),
         "seconds": ledger.seconds(),
         "generator_usage": generator_usage(loaded, ledger),
         **ledger.peaks(("peak_memory_bytes", "peak_cuda_memory_bytes")),

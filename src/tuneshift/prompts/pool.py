@@ -12,10 +12,10 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Literal
 
-from tuneshift.coverage import densities, skeleton, skeleton_of
+from tuneshift.coverage import densities, probed_kinds, skeleton, skeleton_of
 from tuneshift.datafiles import Seed
 from tuneshift.engines.base import derive_seed
-from tuneshift.run.records import Candidate, Strategy
+from tuneshift.run.records import Candidate, Probe, Strategy
 
 LONGEST_CUE = 200
 """Characters of a response that can stand before a prompt in a list of one-line examples; a guess."""
@@ -25,10 +25,10 @@ SUPPORT = 2.0
 
 @dataclass(frozen=True)
 class PoolItem:
-    """A seed or a kept candidate, as an example for the generator.
+    """A seed or a kept candidate, as an example for the generator; or a probe, which is not `shown` as one.
 
     `weight` is how likely it is drawn, compared with others. `cue` is the skeleton of its response in one line, `None`
-    where there is none, and `rarity` how likely a backward call asks for it.
+    where there is none, and `rarity` how likely a call asks for prompts to it.
     """
 
     id: str
@@ -36,6 +36,7 @@ class PoolItem:
     weight: float = 1.0
     cue: str | None = None
     rarity: float = 1.0
+    shown: bool = True
 
 
 @dataclass(frozen=True)
@@ -54,40 +55,43 @@ class Steering:
 
 @dataclass(frozen=True)
 class Plan:
-    """What one generator call shows: `cue` is the response that prompts are wanted for, `None` in a forward call."""
+    """What one generator call shows, and how it asks: `cue` is the response that prompts are wanted for, if any."""
 
     call_id: str
     demos: tuple[PoolItem, ...]
     cue: str | None = None
-
-    @property
-    def strategy(self) -> Strategy:
-        """How the call asks."""
-        return "forward" if self.cue is None else "backward"
+    strategy: Strategy = "forward"
 
 
-def make_pool(seeds: Sequence[Seed], kept: Sequence[Candidate], steering: Steering) -> list[PoolItem]:
-    """Return seeds and kept candidates with the weights by which they are drawn.
+def make_pool(
+    seeds: Sequence[Seed], kept: Sequence[Candidate], steering: Steering, probes: Sequence[Probe] = ()
+) -> list[PoolItem]:
+    """Return seeds, kept candidates and the kinds of responses to probes, with the weights by which they are drawn.
 
     The rarity of a response is one over the number of responses in the pool that are like it. `balanced` weighs kept
     candidates by it. A seed weighs as much as kept candidates do on average, or all seeds together weigh `seed_share`.
     """
-    cues: list[str | None] = [None] * (len(seeds) + len(kept))
+    n_seeds = len(seeds)
+    cues: list[str | None] = [None] * (n_seeds + len(kept))
     if steering.reads_responses:
         cues = [None if seed.response is None else skeleton(seed.text, seed.response) for seed in seeds]
         cues += [skeleton_of(candidate) for candidate in kept]
-    rarities = _rarities(cues)
-    of_kept = [rarity if steering.pool_sampling == "balanced" else 1.0 for rarity in rarities[len(seeds) :]]
+    kinds = probed_kinds(probes)
+    unseen = [kind for kind in kinds if kind not in cues]
+    rarities = _rarities([*cues, *unseen])
+    of_kept = [rarity if steering.pool_sampling == "balanced" else 1.0 for rarity in rarities[n_seeds : len(cues)]]
     of_seed = fmean(of_kept) if kept else 1.0
     if steering.seed_share is not None and kept:
-        of_seed = steering.seed_share / (1 - steering.seed_share) * sum(of_kept) / len(seeds)
-    asked = [*rarities[: len(seeds)], *(rarity if 1 / rarity >= SUPPORT else 0.0 for rarity in rarities[len(seeds) :])]
+        of_seed = steering.seed_share / (1 - steering.seed_share) * sum(of_kept) / n_seeds
+    known = [place < n_seeds or 1 / rarities[place] >= SUPPORT or cue in kinds for place, cue in enumerate(cues)]
     named = [*((seed.id, seed.text) for seed in seeds), *((candidate.id, candidate.text) for candidate in kept)]
-    weights = [of_seed] * len(seeds) + of_kept
-    return [
-        PoolItem(name, text, weight, _one_line(cue), rarity)
-        for (name, text), weight, cue, rarity in zip(named, weights, cues, asked, strict=True)
+    weights = [of_seed] * n_seeds + of_kept
+    pool = [
+        PoolItem(*named[place], weights[place], _one_line(cue), rarities[place] if known[place] else 0.0)
+        for place, cue in enumerate(cues)
     ]
+    asked_for = zip(map(_one_line, unseen), rarities[len(cues) :], strict=True)
+    return pool + [PoolItem("", "", cue=cue, rarity=rarity, shown=False) for cue, rarity in asked_for if cue]
 
 
 def plan_calls(
@@ -95,21 +99,24 @@ def plan_calls(
 ) -> list[Plan]:
     """Return what each call of a round shows, drawn by the call's id alone.
 
-    A share `back_generation` of the calls is backward: its examples have a cue each, and it asks for prompts to the cue
-    of its last example, which is drawn by rarity.
+    A share `back_generation` of the calls is backward: its examples have a cue each, and it asks for prompts to a cue
+    that is drawn by rarity. Its own prompt is the last example; of a kind that only probes have shown there is none.
     """
-    known = [item for item in pool if item.cue is not None]
-    askable = [item for item in known if item.rarity > 0]
+    shown = [item for item in pool if item.shown]
+    known = [item for item in shown if item.cue is not None]
+    askable = [item for item in pool if item.cue is not None and item.rarity > 0]
     plans = []
     for index in range(calls):
         call_id = f"r{round_index:04d}-c{index:03d}"
         draw = random.Random(derive_seed(run_seed, "demos", call_id))
-        if askable and random.Random(derive_seed(run_seed, "strategy", call_id)).random() < back_generation:
-            (wanted,) = draw.choices(askable, [item.rarity for item in askable])
-            others = _draw([item for item in known if item is not wanted], demos - 1, draw)
-            plans.append(Plan(call_id, (*others, wanted), wanted.cue))
-        else:
-            plans.append(Plan(call_id, tuple(_draw(pool, demos, draw))))
+        backward = random.Random(derive_seed(run_seed, "strategy", call_id)).random() < back_generation
+        if not (backward and known and askable):
+            plans.append(Plan(call_id, tuple(_draw(shown, demos, draw))))
+            continue
+        (wanted,) = draw.choices(askable, [item.rarity for item in askable])
+        own = (wanted,) if wanted.shown else ()
+        others = _draw([item for item in known if item is not wanted], demos - len(own), draw)
+        plans.append(Plan(call_id, (*others, *own), wanted.cue, "backward" if own else "probed"))
     return plans
 
 
@@ -119,9 +126,9 @@ def shorten(plan: Plan, pool: Sequence[PoolItem]) -> Plan | None:
     The example whose cue is wanted stays. The last one that is left gives way to the shortest of the pool.
     """
     if len(plan.demos) > 1:
-        longest = max(plan.demos[:-1] if plan.cue else plan.demos, key=lambda item: len(item.text))
+        longest = max(plan.demos[:-1] if plan.strategy == "backward" else plan.demos, key=lambda item: len(item.text))
         return replace(plan, demos=tuple(item for item in plan.demos if item is not longest))
-    shortest = Plan(plan.call_id, (min(pool, key=lambda item: len(item.text)),))
+    shortest = Plan(plan.call_id, (min((item for item in pool if item.shown), key=lambda item: len(item.text)),))
     return shortest if plan != shortest else None
 
 

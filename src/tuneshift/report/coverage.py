@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tuneshift.coverage import collapse
+from tuneshift.coverage import SHOWN, collapse
 
 
 def spread_sentences(found: Mapping[str, Any]) -> list[str]:
@@ -26,6 +26,12 @@ def spread_sentences(found: Mapping[str, Any]) -> list[str]:
 def coverage_sentences(found: Mapping[str, Any]) -> list[str]:
     """Return what `coverage` found, a sentence each; a sentence that warns begins with "Warning: "."""
     told = spread_sentences(found)
+    if (probed := found["probed"]) is not None:
+        missing = ", ".join(probed["missing"][:SHOWN]) + (", ..." if len(probed["missing"]) > SHOWN else "")
+        told.append(
+            f"Asked {probed['words']} single words, F gave {probed['kinds']} kinds of responses more than once"
+            + (f"; no pair shows {missing}." if missing else "; the pairs show all of them.")
+        )
     if found["families"]:
         shares = ", ".join(f"{seed} {share:.0%}" for seed, share in found["families"].items())
         told.append(f"Descent by seed: {shares}.")

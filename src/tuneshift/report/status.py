@@ -24,6 +24,7 @@ def run_status(path: Path, *, examples: int) -> dict[str, Any]:
     with Ledger(run.ledger, read_only=True) as ledger:
         candidates, rounds, calls = ledger.candidates(), ledger.rounds(), ledger.calls()
         stop, seconds, count_eos = ledger.meta("stop_reason"), ledger.seconds(), counts_eos(ledger)
+        probes = ledger.probes()
     newest: dict[str, list[dict[str, Any]]] = {}
     for candidate in reversed(candidates):
         shown = newest.setdefault(candidate.reason, [])
@@ -39,7 +40,7 @@ def run_status(path: Path, *, examples: int) -> dict[str, Any]:
         "kept": sum(candidate.kept for candidate in candidates),
         "stop_reason": stop,
         "reasons": dict(Counter(candidate.reason for candidate in candidates).most_common()),
-        "coverage": coverage(candidates, calls, learnt),
+        "coverage": coverage(candidates, calls, learnt, probes),
         "expected_margin": decomposition(candidates, rounds),
         "seconds": seconds,
         "improved": verdict["improved"] if verdict else None,

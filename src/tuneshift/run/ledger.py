@@ -20,16 +20,16 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from tuneshift.errors import RunDirectoryError
-from tuneshift.run.records import Candidate, GeneratorCall, Usage
+from tuneshift.run.records import Candidate, GeneratorCall, Probe, Usage
 
 APPLICATION_ID = 0x54534B44  # "TSKD"
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE calls (
     id TEXT PRIMARY KEY, round INTEGER NOT NULL, demos TEXT NOT NULL, prompt TEXT NOT NULL, raw TEXT NOT NULL,
     finished TEXT NOT NULL, generated_tokens INTEGER NOT NULL, seconds REAL NOT NULL, decoding TEXT NOT NULL,
-    strategy TEXT NOT NULL CHECK (strategy IN ('forward', 'backward', 'listed'))
+    strategy TEXT NOT NULL CHECK (strategy IN ('forward', 'backward', 'probed', 'listed'))
 );
 CREATE TABLE rounds (round INTEGER PRIMARY KEY, tau REAL NOT NULL, seconds REAL NOT NULL, decoding TEXT NOT NULL);
 CREATE TABLE candidates (
@@ -86,7 +86,8 @@ class Counts:
 
 ROLES = ("y_f", "y_b")
 CALL_JSON = ("demos", "raw", "finished", "decoding")
-CALLS, ROUNDS, CANDIDATES = (
+PROBES, CALLS, ROUNDS, CANDIDATES = (
+    TypeAdapter(list[Probe]),
     TypeAdapter(list[GeneratorCall]),
     TypeAdapter(list[RoundSummary]),
     TypeAdapter(list[Candidate]),
@@ -137,6 +138,15 @@ class Ledger:
         """Store settings of the run."""
         with self._transaction():
             self._db.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", values.items())
+
+    def probes(self) -> list[Probe] | None:
+        """Return what F was probed with, `None` before that."""
+        stored = self.meta("probes")
+        return None if stored is None else PROBES.validate_json(stored)
+
+    def record_probes(self, probes: Sequence[Probe]) -> None:
+        """Commit what F was probed with."""
+        self.set_meta(probes=PROBES.dump_json(list(probes)).decode())
 
     def record_calls(self, calls: Sequence[GeneratorCall]) -> None:
         """Commit generator calls with their raw text, before anything is parsed."""

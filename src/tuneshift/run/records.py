@@ -12,7 +12,7 @@ from tuneshift.scoring import perplexity
 FinishReason = Literal["eos", "stop", "length"]
 """Why a response ended: the model's EOS, a stop string, or the length limit (then it is unfinished)."""
 
-Strategy = Literal["forward", "backward", "listed"]
+Strategy = Literal["forward", "backward", "probed", "listed"]
 """How a call asked: for more prompts like its demos, for prompts to a response, or not at all: they were in a file."""
 
 
@@ -61,7 +61,7 @@ class GeneratorCall:
 
     `demos` are the ids of the pool items shown to it; `raw` is what it wrote, before any parsing, one entry per
     continuation, with `finished` false where the length limit cut it. `decoding` holds the fields of `Decoding`. A
-    backward call wants prompts to the response of its last demo.
+    backward call wants prompts to the response of its last demo, a probed call to one that F gave to probes.
     """
 
     id: str
@@ -93,6 +93,14 @@ class Usage:
 
     def __add__(self, other: Usage) -> Usage:
         return Usage(**{field.name: getattr(self, field.name) + getattr(other, field.name) for field in fields(self)})
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A single word that F was asked in the template, and what it said."""
+
+    word: str
+    response: str
 
 
 NO_USAGE = Usage(0, 0, 0, 0, 0, 0)

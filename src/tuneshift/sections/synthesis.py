@@ -15,6 +15,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "pool_sampling": "balanced",
         "seed_share": 0.5,
         "back_generation": 0.5,
+        "probes": 256,
         "oversample": 2.0,
         "select": "balanced",
     },
@@ -32,9 +33,9 @@ class SynthesisSection(Section):
 
     preset: Literal["paper", "tuneshift"] = Field(
         "paper",
-        description="What `pool_sampling`, `seed_share`, `back_generation`, `oversample` and `select` are where they "
-        "are not given: `paper` is the paper's loop, with the defaults below; `tuneshift` steers it to all that F "
-        "knows, see docs/coverage.md.",
+        description="What `pool_sampling`, `seed_share`, `back_generation`, `probes`, `oversample` and `select` are "
+        "where they are not given: `paper` is the paper's loop, with the defaults below; `tuneshift` steers it to all "
+        "that F knows, see docs/coverage.md.",
     )
     target_size: int = Field(250, ge=1, description="Wanted kept pairs (paper, section H.1).")
     demos: int = Field(5, ge=1, description="Examples shown to the generator in a call (paper, section 3.4).")
@@ -58,6 +59,13 @@ class SynthesisSection(Section):
         description="Share of calls that ask for prompts to a response: examples are shown with the skeletons of F's "
         "responses, of which the last is wanted. F answers anew, and its answer is what is kept. A hosted generator "
         "then sees such skeletons, those of the seeds' responses included.",
+    )
+    probes: int = Field(
+        0,
+        ge=0,
+        description="Single words of the vocabulary that F is asked before the first round. What it says to more than "
+        "one is a kind of response, and backward calls ask for prompts to it before any kept pair shows it. A hosted "
+        "generator sees these responses.",
     )
     calls_per_round: int = Field(4, ge=1, description="Generator calls of a round; the pool grows between rounds.")
     decoding: Literal["faithful", "greedy"] = Field(
@@ -86,6 +94,11 @@ class SynthesisSection(Section):
 
     @model_validator(mode="after")
     def _chooses(self) -> Self:
+        if self.probes and not self.back_generation:
+            raise ValueError(
+                f"synthesis.probes is {self.probes}, but without synthesis.back_generation no call asks for what they "
+                "show. Set back_generation above 0, or probes: 0."
+            )
         if self.oversample > 1 and self.select == "first":
             raise ValueError(
                 f"synthesis.oversample is {self.oversample}, but synthesis.select: first learns the first pairs all "
