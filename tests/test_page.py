@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerFast
 
 from tuneshift.criteria import Criterion, decide_all
 from tuneshift.report.embedding import embed, flat_map
-from tuneshift.report.figures import THEMES, drawing_library, drawings
+from tuneshift.report.figures import ROUNDS, THEMES, drawing_library, drawings
 from tuneshift.report.markdown import fenced
 from tuneshift.report.page import examples as page_examples
 from tuneshift.report.page import render as render_module
@@ -30,7 +30,7 @@ from tuneshift.report.page.family import family
 from tuneshift.report.page.learning import tokens_of
 from tuneshift.report.page.render import SCRIPTED, as_data, render, source_hash, visible, write_page
 from tuneshift.report.page.sources import Sources
-from tuneshift.report.page.variety import round_groups
+from tuneshift.report.page.variety import spans
 from tuneshift.run.directory import RunDirectory
 from tuneshift.run.ledger import Ledger
 from tuneshift.run.records import Candidate, GeneratorCall, Response
@@ -177,7 +177,7 @@ def test_the_page_is_written_with_its_figures_light_and_dark_the_same_each_time(
             write_page(run, ledger, made_origin(run))
         written.append({path.name: path.read_bytes() for path in [run.page, *run.figures.iterdir()]})
     assert written[0] == written[1]
-    drawn = ["accuracy", "perplexity_f", "perplexity_b", "plane", "map", "loss"]
+    drawn = ["accuracy", "perplexity_f", "perplexity_b", "plane", "map", "family_seeds", "family_parents", "loss"]
     files = {f"{name}_{shade}.{suffix}" for name in drawn for shade in ("light", "dark") for suffix in ("png", "svg")}
     assert set(written[0]) == {"report.html", *files}
     assert "in the folder figures/" in written[0]["report.html"].decode()
@@ -232,6 +232,10 @@ def test_figures_have_the_pages_colours() -> None:
     for name, own in names.items():
         (shades,) = re.findall(rf"--{name}: light-dark\((\S+), (\S+)\);", style)
         assert shades == tuple(getattr(THEMES[shade], own) for shade in ("light", "dark"))
+    bands = re.findall(r"\.b\d { --band: light-dark\((\S+), (\S+)\);", style)
+    assert bands == list(zip(THEMES["light"].bands, THEMES["dark"].bands, strict=True))
+    for selector in (r"\.points\.r\d { stroke", r"\.band\.r\d { --band"):
+        assert tuple(re.findall(selector + r": (#\w+);", style)) == ROUNDS
 
 
 def test_thresholds_from_variables_are_numbers_and_the_default_where_the_variable_is_gone(
@@ -333,8 +337,8 @@ def test_tokens_are_cut_from_the_text_or_spelt_or_left_whole() -> None:
     assert token_pieces([], tokenizer) == []
 
 
-def kept(name: str, call: str) -> Candidate:
-    return Candidate(name, 0, call, f"text of {name}", f"text of {name}", True, "kept")
+def kept(name: str, call: str, round: int = 0) -> Candidate:
+    return Candidate(name, round, call, f"text of {name}", f"text of {name}", True, "kept")
 
 
 def call(name: str, *demos: str) -> GeneratorCall:
@@ -344,7 +348,7 @@ def call(name: str, *demos: str) -> GeneratorCall:
 def test_descent_is_divided_among_parents() -> None:
     calls = {"c0": call("c0", "s0", "s1"), "c1": call("c1", "s0", "a"), "c2": call("c2", "s0", "b")}
     found = family(
-        [kept("a", "c0"), kept("b", "c1"), kept("c", "c2")], calls, {"s0": "one", "s1": "two", "s2": "three"}
+        [kept("a", "c0"), kept("b", "c1", 1), kept("c", "c2", 2)], calls, {"s0": "one", "s1": "two", "s2": "three"}
     )
     # a: 1/2, 1/2. b: half of s0, half of a: 3/4, 1/4. c: 7/8, 1/8.
     assert [seed["share"] for seed in found["seeds"]] == pytest.approx([(4 + 6 + 7) / 24, (4 + 2 + 1) / 24, 0])
@@ -352,6 +356,30 @@ def test_descent_is_divided_among_parents() -> None:
     assert found["depths"] == {1: 1, 2: 1, 3: 1}
     assert [(one["id"], one["descendants"]) for one in found["fruitful"]] == [("a", 2), ("b", 1)]
     assert 1 < found["effective_seeds"] < 2
+    assert found["generations"] == {"a": 1, "b": 2, "c": 3}
+    assert found["columns"] == [{"label": str(number), "kept": 1} for number in (1, 2, 3)]
+    assert {band["label"]: band["values"] for band in found["by_seed"]} == {
+        "s0": [0.5, 0.75, 0.875],
+        "s1": [0.5, 0.25, 0.125],
+    }
+    assert {band["label"]: band["values"] for band in found["by_parents"]} == {
+        "seeds": [1, 0.5, 0.5], "round 1": [0, 0.5, 0], "round 2": [0, 0, 0.5]
+    }  # fmt: skip
+
+
+def test_many_seeds_and_rounds_share_bands_and_no_pair_is_lost() -> None:
+    seeds = [f"s{number:02d}" for number in range(20)]
+    calls = {f"c{n:02d}": call(f"c{n:02d}", seeds[n % 20], *([f"p{n - 1:02d}"] if n % 3 else [])) for n in range(40)}
+    pairs = [kept(f"p{n:02d}", f"c{n:02d}", n) for n in range(40)]
+    found = family(pairs, calls, dict.fromkeys(seeds, ""))
+    assert [column["kept"] for column in found["columns"]] == [4] * 10
+    assert [band["seeds"] for band in found["by_seed"]] == [1] * 7 + [13]
+    assert found["by_seed"][-1]["label"] == "13 other seeds"
+    assert [band["label"] for band in found["by_parents"]][:2] == ["seeds", "rounds 1 to 7"]
+    for by in ("by_seed", "by_parents"):
+        assert [sum(values) for values in zip(*(band["values"] for band in found[by]), strict=True)] == pytest.approx(
+            [4] * 10, abs=0.01
+        )
 
 
 def test_a_map_is_the_same_each_time_and_of_few_texts_too() -> None:
@@ -363,9 +391,9 @@ def test_a_map_is_the_same_each_time_and_of_few_texts_too() -> None:
 
 
 def test_rounds_are_grouped_evenly() -> None:
-    assert round_groups(2) == [("1", 0, 0), ("2", 1, 1)]
-    assert round_groups(0) == []
-    groups = round_groups(25)
+    assert spans(2, 12) == [("1", 0, 0), ("2", 1, 1)]
+    assert spans(0, 12) == []
+    groups = spans(25, 12)
     assert groups[0] == ("1 to 3", 0, 2)
     assert groups[-1] == ("25", 24, 24)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -200,6 +201,54 @@ def test_surprise_stands_in_a_table_too(open_page: Open, run: RunDirectory) -> N
     assert first.eos_logprob is not None
     assert cells == [f"{-value:.2f}" for value in (*first.token_logprobs, first.eos_logprob)]
     assert page.locator("#detail .level").all_inner_texts() == ["below 0.1", "0.1", "0.5", "2", "5 and above"]
+
+
+def test_the_family_tree_shows_as_many_pairs_as_each_round_kept(open_page: Open, run: RunDirectory) -> None:
+    page = open_page(run)
+    with Ledger(run.ledger) as ledger:
+        kept = Counter(candidate.round for candidate in ledger.candidates() if candidate.kept)
+    assert page.locator("#family-chart .strong").all_text_contents() == [str(kept[number]) for number in range(6)]
+    assert page.locator("#family-chart g.band").count() == page.locator("#family-legend li").count() == 4  # its seeds
+    bar = page.locator("#family-chart g.band").last.locator("rect").last
+    bar.hover()
+    assert page.inner_text("#tip").startswith("round 6: ")
+    page.check("input[name=bands][value=parents]")
+    assert page.locator("#family-legend li").first.inner_text() == "written from seeds"
+    assert page.locator("#family-chart .strong").all_text_contents() == [str(kept[number]) for number in range(6)]
+
+
+def test_a_candidates_line_leads_to_a_seed_and_back(open_page: Open, run: RunDirectory) -> None:
+    page = open_page(run)
+    with Ledger(run.ledger) as ledger:
+        calls = {call.id: call.demos for call in ledger.calls()}
+        candidates = ledger.candidates()
+    last = candidates[-1]
+    page.fill("#filters input[type=search]", last.text)
+    page.locator("#table tr.row .open").first.click()
+    assert page.locator("#detail .parents li").count() == len(calls[last.call_id])
+    assert page.locator("#detail .lineage > li.seed").count() == 1
+    line = page.locator("#detail .lineage > li").count()
+    page.locator("#detail .lineage button").last.click()  # the parent on that line
+    parent = page.inner_text("#detail-title")
+    assert parent in calls[last.call_id]
+    assert page.locator("#detail .lineage > li").count() in (
+        0,
+        line - 1,
+    )  # a seed and its child are no line of their own
+
+    def descendants(ancestor: str) -> int:
+        found = {ancestor}
+        for candidate in candidates:
+            if found & set(calls[candidate.call_id]):
+                found.add(candidate.id)
+        return len(found) - 1
+
+    page.click("#detail button:has-text('descendant')")
+    assert not page.locator("#detail").is_visible()
+    page.fill("#filters input[type=search]", "")
+    assert page.inner_text("#found") == f"{descendants(parent)} of 120 candidates"
+    page.select_option("#filter-ancestor", "s000")
+    assert page.inner_text("#found") == f"{descendants('s000')} of 120 candidates"
 
 
 @pytest.mark.parametrize("viewport", [PHONE, DESKTOP], ids=["phone", "desktop"])

@@ -201,6 +201,23 @@ def spread(clusters: Iterable[str]) -> Spread | None:
     )
 
 
+def descents(kept: Sequence[Candidate], calls: Mapping[str, GeneratorCall]) -> dict[str, Counter[str]]:
+    """Return for each kept candidate, by id, the share of it that comes down to each seed; the shares sum to 1.
+
+    A candidate descends in equal parts from the demos that its call showed, and a demo from those of its own call. One
+    without demos descends from nothing. `kept` is in the order in which they were written: parents come first.
+    """
+    found: dict[str, Counter[str]] = {}
+    for candidate in kept:
+        demos = calls[candidate.call_id].demos
+        own: Counter[str] = Counter()
+        for demo in demos:
+            for seed, share in found.get(demo, {demo: 1.0}).items():
+                own[seed] += share / len(demos)  # type: ignore[assignment]  # Counter's stubs know whole numbers only
+        found[candidate.id] = own
+    return found
+
+
 def families(
     candidates: Sequence[Candidate], calls: Mapping[str, GeneratorCall], learnt: Collection[str] | None = None
 ) -> dict[str, float]:
@@ -208,22 +225,11 @@ def families(
 
     Of the pairs, those in `learnt` alone count where it is given; their descent leads over all kept ones. The result is
     empty where nothing was shown, and 0 for a seed that no pair comes from.
-
-    A candidate descends in equal parts from the demos that its call showed, and a demo from those of its own call.
     """
-    descent: dict[str, Counter[str]] = {}
     names = {candidate.id for candidate in candidates}
     pairs: Counter[str] = Counter(dict.fromkeys((d for c in calls.values() for d in c.demos if d not in names), 0))
-    for candidate in candidates:  # in the order in which they were written: parents come first
-        if not candidate.kept:
-            continue
-        demos = calls[candidate.call_id].demos
-        own: Counter[str] = Counter()
-        for demo in demos:
-            for seed, share in descent.get(demo, {demo: 1.0}).items():
-                own[seed] += share / len(demos)  # type: ignore[assignment]  # Counter's stubs know whole numbers only
-        descent[candidate.id] = own
-        if learnt is None or candidate.id in learnt:
+    for name, own in descents([candidate for candidate in candidates if candidate.kept], calls).items():
+        if learnt is None or name in learnt:
             pairs.update(own)
     total = math.fsum(pairs.values()) or 1.0  # nothing is kept
     return {seed: share / total for seed, share in pairs.most_common()}

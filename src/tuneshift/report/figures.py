@@ -33,12 +33,17 @@ class Theme:
     t: str
     dropped: str
     held_out: str
+    bands: tuple[str, ...]
 
 
 THEMES = {
-    "light": Theme("#ffffff", "#1b1f24", "#57606a", "#0072b2", "#d55e00", "#00785a", "#8a929b", "#b0568a"),
-    "dark": Theme("#14171b", "#e6e9ed", "#a3acb7", "#56b4e9", "#f0883e", "#2fc79d", "#7d8691", "#e3a2c6"),
-}
+    "light": Theme("#ffffff", "#1b1f24", "#57606a", "#0072b2", "#d55e00", "#00785a", "#8a929b", "#b0568a",
+                   ("#0072b2", "#c98500", "#009e73", "#c46a9a", "#d55e00", "#3597cf", "#8f8400")),
+    "dark": Theme("#14171b", "#e6e9ed", "#a3acb7", "#56b4e9", "#f0883e", "#2fc79d", "#7d8691", "#e3a2c6",
+                  ("#4a9ed6", "#f2b53a", "#2fc79d", "#e3a2c6", "#f0883e", "#8fd0f5", "#e0d45a")),
+}  # fmt: skip
+ROUNDS = ("#0072b2", "#3f8fc0", "#8fa9b8", "#c9a15a", "#e07f1f", "#d55e00")
+"""From the first rounds to the last, on either ground."""
 DPI = 150
 PLAIN = {"font.size": 9, "svg.hashsalt": "tuneshift"}
 """matplotlib's settings of every figure."""
@@ -118,6 +123,14 @@ def drawings(document: dict[str, Any]) -> dict[str, Callable[[Axes, Theme], None
     points = (document["diversity"].get("map") or {}).get("points")
     if points:
         found["map"] = lambda axes, theme: _map(axes, theme, points)
+    tree = document["family"]
+    if "missing" not in tree:
+        found["family_seeds"] = lambda axes, theme: _flow(
+            axes, tree, "by_seed", [*theme.bands[: len(tree["by_seed"])], theme.dropped]
+        )
+        found["family_parents"] = lambda axes, theme: _flow(
+            axes, tree, "by_parents", [theme.t, *_rounds(len(tree["by_parents"]) - 1)]
+        )
     found["loss"] = lambda axes, theme: _loss(axes, theme, training["losses"])
     return found
 
@@ -196,6 +209,39 @@ def _map(axes: Axes, theme: Theme, points: Rows) -> None:
             axes.plot(*places, mark, color=colour, markersize=4, alpha=0.7, label=label, rasterized=len(points) > 2000)
     axes.set_axis_off()
     axes.legend(frameon=False)
+
+
+def _flow(axes: Axes, tree: dict[str, Any], by: str, colours: Sequence[str]) -> None:
+    """Draw each round's kept pairs as a stack of bands, each band running on to the next round's."""
+    import numpy as np
+
+    labels = [column["label"] for column in tree["columns"]]
+    bottom = np.zeros(len(labels))
+    half = 0.18  # of a bar, where columns are 1 apart
+    edges = np.repeat(np.arange(len(labels)), 2) + np.tile([-half, half], len(labels))
+    for band, colour in reversed(
+        list(zip(tree[by], colours, strict=False))
+    ):  # so that they stand in the legend's order
+        top = bottom + band["values"]
+        axes.fill_between(edges, np.repeat(bottom, 2), np.repeat(top, 2), color=colour, alpha=0.38, linewidth=0)
+        axes.bar(labels, band["values"], 2 * half, bottom, color=colour, label=band["label"])
+        bottom = top
+    axes.tick_params(axis="x", labelrotation=45 if len(labels) > 6 else 0)
+    axes.set_xlabel("round")
+    axes.set_ylabel("kept pairs")
+    axes.legend(
+        *(part[::-1] for part in axes.get_legend_handles_labels()),
+        title={"by_seed": "come down to", "by_parents": "written from"}[by],
+        frameon=False,
+        loc="center left",
+        bbox_to_anchor=(1, 0.5),
+    )
+
+
+def _rounds(number: int) -> list[str]:
+    """Return colours for `number` groups of rounds, as far apart as there are."""
+    last = len(ROUNDS) - 1
+    return [ROUNDS[math.floor(last * place / max(1, number - 1) + 0.5)] for place in range(number)]
 
 
 def _loss(axes: Axes, theme: Theme, losses: list[float]) -> None:

@@ -16,7 +16,10 @@ from tuneshift.run.ledger import Ledger
 
 # The charts are our own (assets/charts.js). plotly 7.1 would add 4.8 MB to every page, took 5 s for two charts where
 # this whole page took 2 s (measured, on two busy cores), and a policy without `unsafe-inline` refuses its style rules.
-SCRIPTS = ("page", "charts", "decide", "diff", "verdict", "perplexity", "table", "diversity", "learning", "start")
+SCRIPTS = (
+    "page", "charts", "candidates", "decide", "diff", "verdict", "perplexity", "table", "diversity", "family",
+    "learning", "start",
+)  # fmt: skip
 """The modules of assets/, in the order in which they are put together; each uses those before it."""
 
 SCRIPTED = ("verdict", "rule", "run", "examples", "calls", "diversity", "family", "training")

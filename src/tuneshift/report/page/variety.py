@@ -17,7 +17,7 @@ from tuneshift.report.page.examples import clip
 from tuneshift.report.page.sources import Sources, or_missing
 from tuneshift.run.records import Candidate
 
-GROUPS = 12  # rows of the table by round, at most; a guess at what people read
+GROUPS = 12  # rows of a table by round, or columns of a drawing, at most; a guess at what people read
 MAP_POINTS = 1200  # prompts on the map, at most, so that t-SNE takes seconds; measured
 MAP_HELD_OUT = 200  # of which held-out prompts, at most; a guess
 LABEL = 200  # characters of a prompt that is shown at its point; a guess
@@ -59,7 +59,7 @@ def variety(sources: Sources) -> dict[str, Any]:
 
     by_round = [
         measured(label, [place for place, c in enumerate(readable) if first <= c.round <= last])
-        for label, first, last in round_groups(len(sources.rounds))
+        for label, first, last in spans(len(sources.rounds), GROUPS)
     ]
     return {
         "all": measured("all readable prompts", range(len(readable))),
@@ -77,12 +77,14 @@ def held_out_texts(sources: Sources) -> list[str]:
     return [extract_text(item.prompt, template) or item.prompt for item in sources.held_out]
 
 
-def round_groups(rounds: int) -> list[tuple[str, int, int]]:
-    """Return rounds in at most `GROUPS` runs of equal length, the last may be shorter: label, first, last."""
-    size = max(1, -(-rounds // GROUPS))
-    starts = range(0, rounds, size)
-    spans = [(start, min(start + size, rounds) - 1) for start in starts]
-    return [(f"{first + 1}" if first == last else f"{first + 1} to {last + 1}", first, last) for first, last in spans]
+def spans(number: int, most: int) -> list[tuple[str, int, int]]:
+    """Return 0 to `number` - 1 in at most `most` runs of equal length, the last may be shorter: label, first, last.
+
+    Labels count from 1.
+    """
+    size = max(1, -(-number // most))
+    ends = [(first, min(first + size, number) - 1) for first in range(0, number, size)]
+    return [(f"{first + 1}" if first == last else f"{first + 1} to {last + 1}", first, last) for first, last in ends]
 
 
 def _map(vectors: Matrix, seeds: list[str], real: list[str], readable: Sequence[Candidate]) -> dict[str, Any]:

@@ -88,6 +88,15 @@ function legend(node, groups) {
       group.label)));
 }
 
+// Tells something beside the pointer.
+function tell(event, text) {
+  const tip = byId("tip");
+  tip.hidden = false;
+  tip.textContent = text;
+  tip.style.left = `${Math.min(event.pageX + 14, document.documentElement.clientWidth - tip.offsetWidth - 8)}px`;
+  tip.style.top = `${event.pageY + 16}px`;
+}
+
 // Tells what lies under the pointer, and opens it where it is a candidate.
 function pointable(chart, groups, describe, open) {
   const tip = byId("tip");
@@ -107,11 +116,8 @@ function pointable(chart, groups, describe, open) {
   };
   chart.addEventListener("pointermove", (event) => {
     const point = nearest(event);
-    tip.hidden = point === null;
-    if (point === null) return;
-    tip.textContent = describe(point.of);
-    tip.style.left = `${Math.min(event.pageX + 14, document.documentElement.clientWidth - tip.offsetWidth - 8)}px`;
-    tip.style.top = `${event.pageY + 16}px`;
+    if (point === null) tip.hidden = true;
+    else tell(event, describe(point.of));
   });
   chart.addEventListener("pointerleave", () => { tip.hidden = true; });
   chart.addEventListener("click", (event) => {

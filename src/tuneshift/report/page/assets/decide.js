@@ -21,5 +21,3 @@ function reselectCommand(rule, at) {
   return `tuneshift reselect ${DATA.run} --set criterion=${rule}${thresholds}`;
 }
 
-const judgeable = (row) => row.stuck === null && row.b !== null;
-const marginOf = (row) => (judgeable(row) ? Math.log(row.b.ppl) - Math.log(row.f.ppl) : null);

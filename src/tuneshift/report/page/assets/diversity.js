@@ -5,7 +5,6 @@ function startDiversity() {
   let colour = "decision";
   const rounds = Math.max(1, ...map.points.map((point) => (point.round ?? 0) + 1));
   const sixth = (round) => Math.min(5, Math.floor((6 * round) / rounds));
-  const known = new Map(ROWS.map((row) => [row.id, row]));
   const redraw = drawn(byId("map"), (width) => {
     const box = { width, height: Math.max(320, Math.min(520, 0.6 * width)) };
     const [x, y] = [linear(0, 1, 14, box.width - 14), linear(0, 1, box.height - 14, 14)];
@@ -24,7 +23,7 @@ function startDiversity() {
       "aria-label": `Map of ${map.points.length} prompts; the table below measures the same.` });
     drawPoints(chart, shown);
     legend(byId("map-legend"), shown.toSorted((a, b) => (a.kind < b.kind ? -1 : 1)));
-    pointable(chart, shown, (point) => `${point.kind.replace("_", "-")}: ${point.text}`, (point) => { if (known.has(point.id)) openDetail(known.get(point.id)); });
+    pointable(chart, shown, (point) => `${point.kind.replace("_", "-")}: ${point.text}`, (point) => { if (PLACES.has(point.id)) openDetail(candidateOf(point.id)); });
     return chart;
   });
   byId("map-control").append(el("fieldset", {}, el("legend", {}, "Colour by"),

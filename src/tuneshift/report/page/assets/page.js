@@ -1,6 +1,5 @@
 // The document, and how things enter the page: text as text, never as markup.
 const DATA = JSON.parse(document.getElementById("data").textContent);
-const ROWS = DATA.examples.rows;
 const byId = (id) => document.getElementById(id);
 
 function fill(node, attributes, children) {
@@ -22,7 +21,6 @@ function shownPerplexity(value) {
   return value < 100 ? value.toFixed(2) : value < 1e5 ? value.toFixed(0) : value.toExponential(1);
 }
 const count = (n, one, many = `${one}s`) => `${n.toLocaleString("en")} ${n === 1 ? one : many}`;
-const replyText = (reply) => reply.text ?? reply.pieces.join("");
 
 function table(header, rows) {
   return el("table", {},

@@ -29,5 +29,6 @@ startVerdict();
 startPerplexity();
 startTable();
 startDiversity();
+startFamily();
 startLearning();
 document.documentElement.dataset.ready = "true";

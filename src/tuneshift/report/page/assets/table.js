@@ -7,8 +7,9 @@ const COLUMNS = [
   ["reason", "outcome", (row) => row.reason],
   ["round", "round", (row) => row.round],
 ];
-const view = { query: "", decision: "all", reason: "", round: "", sort: null, descending: false, shown: [], refresh: null };
-const PLACES = new Map(ROWS.map((row, index) => [row, index]));
+const view = { query: "", decision: "all", reason: "", round: "", ancestor: "", sort: null, descending: false, shown: [], refresh: null };
+const SHORT = 160; // characters of a text in the list
+const SHORT_NAME = 60; // and of a seed in a choice
 const EXTRA = 6; // rows above and below those in sight, so that a quick scroll shows no gap
 
 function startTable() {
@@ -21,7 +22,8 @@ function startTable() {
   byId("filters").append(search,
     pick("decision", "Decision", [["all", "all"], ["kept", "kept"], ["dropped", "dropped"], ["changed", "changed by the control"]]),
     pick("reason", "Outcome in the run", [["", "any outcome"], ...reasons.map((reason) => [reason, reason])]),
-    pick("round", "Round", [["", "any round"], ...rounds.map((round) => [String(round), `round ${round + 1}`])]), found);
+    pick("round", "Round", [["", "any round"], ...rounds.map((round) => [String(round), `round ${round + 1}`])]),
+    ...(SEEDS.size === 0 ? [] : [pick("ancestor", "Descends from", [["", "from any seed"], ...[...SEEDS].map(([id, text]) => [id, `from ${id}: ${text.slice(0, SHORT_NAME)}`])])]), found);
   byId("filters").addEventListener("submit", (event) => event.preventDefault());
   byId("filters").hidden = false;
 
@@ -59,7 +61,8 @@ function startTable() {
   };
   const refresh = () => {
     const query = view.query.toLowerCase();
-    view.shown = [...ROWS.keys()].filter((index) => matches(ROWS[index], index, query));
+    const line = view.ancestor === "" ? null : descendantsOf(view.ancestor);
+    view.shown = [...ROWS.keys()].filter((index) => (line === null || line.has(ROWS[index].id)) && matches(ROWS[index], index, query));
     if (view.sort !== null) sortShown();
     found.textContent = `${view.shown.length.toLocaleString("en")} of ${count(ROWS.length, "candidate")}`;
     list.setAttribute("aria-rowcount", view.shown.length + 1);
@@ -110,7 +113,6 @@ function sortShown() {
   });
 }
 
-const SHORT = 160; // characters of a text in the list
 function tableRow(row, index) {
   const now = choice.decisions[index];
   const [f, b] = [row.f && replyText(row.f).slice(0, SHORT), row.b && replyText(row.b).slice(0, SHORT)];
@@ -136,15 +138,23 @@ function showChanged() {
   byId("examples").scrollIntoView();
 }
 
+function showDescendants(row) {
+  const choice = byId("filter-ancestor");
+  if (![...choice.options].some((option) => option.value === row.id)) choice.append(el("option", { value: row.id }, `from ${row.id}: ${row.text.slice(0, SHORT_NAME)}`));
+  choice.value = view.ancestor = row.id;
+  view.refresh();
+  byId("detail").close();
+  byId("examples").scrollIntoView();
+}
+
 // One candidate in full: both responses, what differs, and how much each token surprised F.
 let shade = "surprise";
 function openDetail(row) {
   const dialog = byId("detail");
-  const at = view.shown.indexOf(PLACES.get(row));
+  const at = view.shown.indexOf(PLACES.get(row.id));
   const key = dialog.contains(document.activeElement) ? document.activeElement.dataset.key : undefined;
   const step = (by, label) => el("button", { type: "button", class: "quiet", "data-key": label, disabled: at < 0 || !(at + by in view.shown), click: () => openDetail(ROWS[view.shown[at + by]]) }, label);
   const shading = (value, label) => el("label", {}, el("input", { type: "radio", name: "shade", value, "data-key": value, checked: shade === value, change: () => { shade = value; openDetail(row); } }), label);
-  const parents = (DATA.calls[row.call] || []).map((id) => ROWS.find((other) => other.id === id) || DATA.family.seeds?.find((seed) => seed.id === id)).filter(Boolean);
   dialog.replaceChildren(
     el("header", {}, el("h3", { id: "detail-title" }, row.id), step(-1, "Previous"), step(1, "Next"),
       el("button", { type: "button", class: "quiet", "data-key": "Close", click: () => dialog.close() }, "Close")),
@@ -155,8 +165,7 @@ function openDetail(row) {
       el("fieldset", {}, el("legend", {}, "Shade"), shading("surprise", "surprise under F"), shading("difference", "what differs")),
       shade === "surprise" ? el("p", { class: "note" }, "Surprise in nats: ", ...[["s0", "below 0.1"], ["s1", "0.1"], ["s2", "0.5"], ["s3", "2"], ["s4", "5 and above"]].flatMap(([name, text]) => [el("span", { class: `level ${name}` }, text), " "])) : null,
       ...detailReplies(row),
-      ...(parents.length === 0 ? [] : [el("h4", {}, "Written from these examples"),
-        el("ul", {}, parents.map((parent) => el("li", { class: "text", dir: "auto" }, parent.text || parent.id)))])));
+      ...ancestry(row)));
   if (!dialog.open) dialog.showModal();
   dialog.scrollTop = 0;
   if (key !== undefined) (dialog.querySelector(`[data-key="${key}"]:enabled`) ?? dialog.querySelector("[data-key=Close]")).focus();
