@@ -28,7 +28,7 @@ from tuneshift.report.page.document import page_document
 from tuneshift.report.page.examples import token_pieces
 from tuneshift.report.page.family import family
 from tuneshift.report.page.learning import tokens_of
-from tuneshift.report.page.render import SCRIPTED, as_data, render, source_hash, visible, write_page
+from tuneshift.report.page.render import REPORT, RESULTS, as_data, render, source_hash, visible, write_page
 from tuneshift.report.page.sources import Sources
 from tuneshift.report.page.variety import spans
 from tuneshift.run.directory import RunDirectory
@@ -92,11 +92,11 @@ def test_the_policy_admits_the_pages_own_script_and_style_and_no_network(documen
 
 def test_the_page_holds_what_its_scripts_read_as_data_and_no_more(document: dict[str, Any]) -> None:
     (data,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', render(document), re.DOTALL)
-    assert json.loads(data) == json.loads(json.dumps(visible({key: document[key] for key in SCRIPTED})))
+    assert json.loads(data) == json.loads(json.dumps(visible({key: document[key] for key in REPORT.scripted})))
     assert "origins" not in data
     assets = Path(render_module.__file__ or "").parent / "assets"
     read = {key for path in assets.glob("*.js") for key in re.findall(r"\bDATA\.(\w+)", path.read_text())}
-    assert read <= set(SCRIPTED)
+    assert read <= {*REPORT.scripted, *RESULTS.scripted}
 
 
 def test_rows_say_of_each_candidate_what_the_ledger_says(run: RunDirectory, document: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ The browser is Debian's chromium; where there is none, these tests are skipped.
 from __future__ import annotations
 
 import os
+import runpy
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -21,7 +22,9 @@ from tuneshift.again import reselect
 from tuneshift.report.page.render import write_page
 from tuneshift.run.directory import RunDirectory
 from tuneshift.run.ledger import Ledger
+from tuneshift.study.page import results_page
 
+ROOT = Path(__file__).parents[1]
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium: apt-get install chromium")
 
@@ -42,14 +45,14 @@ Open = Callable[..., Page]
 
 @pytest.fixture
 def open_page(browser: Browser) -> Iterator[Open]:
-    """Open a run's page, and prove at the end that it asked for nothing, and that nothing went wrong in it."""
+    """Open a run's page, or a file; prove at the end that it asked for nothing and that nothing went wrong in it."""
     contexts, seen = [], []
 
-    def opened(run: RunDirectory, viewport: Any = DESKTOP, **options: Any) -> Page:
+    def opened(run: RunDirectory | Path, viewport: Any = DESKTOP, **options: Any) -> Page:
         context = browser.new_context(viewport=viewport, **options)
         contexts.append(context)
         page = context.new_page()
-        address = run.page.resolve().as_uri()
+        address = (run if isinstance(run, Path) else run.page).resolve().as_uri()
         page.on("console", lambda message: seen.append(message.text) if message.type in ("error", "warning") else None)
         page.on("pageerror", lambda error: seen.append(str(error)))
         page.on("request", lambda request: seen.append(request.url) if request.url != address else None)
@@ -346,3 +349,31 @@ def test_without_an_evaluation_the_page_works(open_page: Open, tmp_path: Path) -
     assert "No evaluation is configured" in page.inner_text(".lead")
     assert page.locator("#arms-chart").count() == 0
     assert page.locator("#table tr.row").count() > 0
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of a committed study's results."""
+    results, _ = runpy.run_path(str(ROOT / "studies/render.py"))["read_results"](
+        ROOT / "studies/results", "snips_criteria"
+    )
+    path = tmp_path_factory.mktemp("study") / "results.html"
+    path.write_text(results_page(results, None, ["tuneshift", "study", "snips_criteria.yaml"]), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("viewport", [PHONE, DESKTOP], ids=["phone", "desktop"])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_studys_page_shows_every_measured_arm_to_anybody(
+    open_page: Open, study: Path, viewport: Any, scheme: Any
+) -> None:
+    page = open_page(study, viewport, color_scheme=scheme)
+    assert page.locator("#chart-0 path.interval.trained").count() == 8 - 1  # low_low kept nothing
+    assert page.locator("#chart-0 rect.untrained").count() == 3
+    assert "random 65.7 %" in (page.get_attribute("#chart-0 svg", "aria-label") or "")
+    page.evaluate("document.querySelectorAll('details').forEach((node) => { node.open = true; })")
+    assert _serious(Axe().run(page).response) == []
+    assert page.evaluate("document.documentElement.scrollWidth") == viewport["width"]
+    ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    page.click("#theme")
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") != ground

@@ -274,6 +274,13 @@ def test_the_table_holds_no_times(finished: Path) -> None:
     assert {one["arm"] for one in timings if one["training_seconds"] is None} == {"strict"}
 
 
+def test_the_page_holds_the_times_and_the_command(finished: Path) -> None:
+    page = (finished / "done/results.html").read_text(encoding="utf-8")
+    assert "not kept with these results" not in page
+    assert f"tuneshift study {finished / 'study.yaml'} --run-dir {finished / 'done'}" in page
+    assert "<td>none</td>" in page  # no hosted generator
+
+
 def test_the_summary_compares_with_the_target_before_and_between_cells(finished: Path) -> None:
     results = read_json(finished / "done/results.json")
     before = row(finished / "done", "logged", "0", "target before")["accuracy"]

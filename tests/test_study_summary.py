@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 import runpy
 import shutil
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +27,9 @@ from tuneshift.evaluate.seeds import (
 )
 from tuneshift.sections.study import MODELS
 from tuneshift.study.figures import write_figures
+from tuneshift.study.page import cost_table, results_page
 from tuneshift.study.summary import shown_arms, summarize
-from tuneshift.study.tables import markdown
+from tuneshift.study.tables import conclusion, introduction, markdown, sections
 
 ROOT = Path(__file__).parents[1]
 CHANCES = {
@@ -248,6 +251,66 @@ def test_the_page_says_what_its_figures_rest_on(given: Tables, found: dict[str, 
     said = markdown({**summarize(SETTINGS, *alone), "settings": SETTINGS, "rows": alone[0]}, {})
     assert "One replicate: intervals and p values are about these trainings" in said
     assert "83 %" not in said
+
+
+class Cells(HTMLParser):
+    """Collects the texts of a page's table cells."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.texts: list[str] = []
+        self._within = False
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: Any) -> None:
+        self._within = tag in ("td", "th")
+        if self._within:
+            self.texts.append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        self._within = False
+
+    def handle_data(self, data: str) -> None:
+        if self._within:
+            self.texts[-1] += data
+
+
+def test_the_html_page_has_the_tables_of_the_markdown(given: Tables, found: dict[str, Any]) -> None:
+    results = {**found, "study": "<b>grid</b>\u202e", "settings": SETTINGS, "rows": given[0]}
+    told = sections(results)
+    trials = [row for row in given[0] if row["arm"] not in MODELS]
+    timings = [{"replicate": row["replicate"], "synthesis_seconds": 10.0, "training_seconds": 2.0} for row in trials]
+    paid = {"prompt_tokens": 1000, "completion_tokens": 50, "cost": 0.25}
+    usage = {name: [paid, paid] if name == "task=a,base=own" else [] for name in found["cells"]}
+    page = results_page(results, cost_table(results, timings, usage), ["tuneshift", "study", "a study.yaml"])
+    cells = Cells(page).texts
+    expected = [
+        cell for section in told for table in section.tables for row in [table.header, *table.rows] for cell in row
+    ]
+    assert cells[: len(expected)] == expected
+    costs = ["30", "12", "24", "2,000 tokens read, 100 written; 0.5 in the currency of its prices"]
+    assert cells[len(expected) + 5 :][:6] == ["task=a,base=own", *costs, "task=a,base=other"]
+    charts = re.findall(r'id="chart-(\d+)"', page)
+    assert charts == ["0", "1", "2", "3", "5", "6"]  # 4 is what lies between cells
+    assert "&lt;b&gt;grid&lt;/b&gt;[U+202E]" in page
+    assert '<code tabindex="0">tuneshift study &#39;a study.yaml&#39;</code>' in page
+    assert all(sentence in html.unescape(page) for sentence in (introduction(results), conclusion(results)))
+
+
+def test_the_conclusion_names_what_a_test_shows_and_no_more(found: dict[str, Any]) -> None:
+    arms = {name: dict.fromkeys(("difference", "gain")) for name in ("reference", "good", "bad", "unclear")}
+    for name, value, p in (("good", 0.1, 0.05), ("bad", -0.1, 0.01), ("unclear", 0.3, 0.06)):
+        arms[name] = {"difference": {"value": value, "p_holm": p}, "gain": {"value": value, "p_holm": 1.0}}
+    results = {"cells": {"all": {"arms": arms}}, "settings": {"reference": "reference"}}
+    said = conclusion(results)
+    assert said.startswith(
+        "Of 3 comparisons with reference: good is better; bad is worse. Of 3 comparisons with the target"
+    )
+    assert "the target before: no difference is shown." in said
+    two = {"cells": {"x": {"arms": arms}, "y": {"arms": arms}}, "settings": {"reference": "reference"}}
+    assert "good (x) and good (y) are better" in conclusion(two)
+    nothing = {"cells": {"all": {"arms": {"reference": arms["reference"]}}}, "settings": {"reference": "reference"}}
+    assert conclusion(nothing) == "Nothing could be compared: no two arms were trained."
 
 
 def test_there_is_a_figure_for_each_cell_and_mean(found: dict[str, Any], tmp_path: Path) -> None:

@@ -80,13 +80,22 @@ class Unit:
 
 @dataclass(frozen=True)
 class Study:
-    """A checked study file; `raw` is the mapping as written and `folder` where its relative paths start."""
+    """A checked study file; `raw` is the mapping as written."""
 
-    name: str
-    folder: Path
+    path: Path
     raw: dict[str, Any]
     section: StudySection
     units: Sequence[Unit]
+
+    @property
+    def name(self) -> str:
+        """The study's name, that of its file."""
+        return self.path.stem
+
+    @property
+    def folder(self) -> Path:
+        """Where the file's relative paths start."""
+        return self.path.resolve().parent
 
     def cells(self) -> dict[str, list[Unit]]:
         """Return the units of each cell, in the order of the file."""
@@ -114,7 +123,7 @@ def load_study(path: Path) -> Study:
         for one in settings:
             merged = lay_over(merged, one)
         units.append(_unit(path, section, base, merged, dict(combination), replicate))
-    study = Study(path.stem, folder, raw, section, units)
+    study = Study(path, raw, section, units)
     for cell, members in study.cells().items():
         if len({unit.questions.fingerprint() for unit in members}) > 1:
             raise ConfigError(

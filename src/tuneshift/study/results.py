@@ -1,6 +1,7 @@
 """A study's tables: one row for each cell, replicate and arm, every outcome, and what the replicates say together.
 
-No table holds a time but `timings.parquet`, so that a study that was killed writes the same bytes as one that was not.
+No table holds a time but `timings.parquet`, and the page beside them, so that a study that was killed writes the same
+bytes as one that was not.
 """
 
 from __future__ import annotations
@@ -18,15 +19,17 @@ from tuneshift.sections.study import MODELS
 from tuneshift.study.arms import Trial
 from tuneshift.study.figures import write_figures
 from tuneshift.study.grid import Study, Unit
+from tuneshift.study.page import cost_table, results_page
 from tuneshift.study.products import Products
 from tuneshift.study.summary import shown_arms, summarize
 from tuneshift.study.tables import markdown
+from tuneshift.wiring import generator_usage
 
 Row = dict[str, Any]
 
 
 def write_results(study: Study, products: Products, trials: Sequence[Trial], progress: Progress) -> dict[str, Any]:
-    """Write all tables and figures of a study whose products are there, and return what `results.json` holds."""
+    """Write tables, figures and page of a study whose products are there, and return what `results.json` holds."""
     rows, outcomes, timings = [], [], []
     for unit in study.units:
         for model, letter in zip(MODELS, ("T", "B", "F"), strict=True):
@@ -50,6 +53,9 @@ def write_results(study: Study, products: Products, trials: Sequence[Trial], pro
         progress.note(f"Warning: {error}")
         figures = {}
     write_atomically(root / "results.md", f"# Study: {study.name}\n\n{markdown(results, figures)}")
+    usage = {cell: _usage(units, products) for cell, units in study.cells().items()}
+    command = ["tuneshift", "study", str(study.path.resolve()), "--run-dir", str(root.resolve())]
+    write_atomically(root / "results.html", results_page(results, cost_table(results, timings, usage), command))
     return results
 
 
@@ -93,6 +99,15 @@ def _timing(trial: Trial, products: Products) -> Row:
         synthesis = ledger.seconds()["synthesis"]
     training = trial.training and read_json(products.training_directory(trial.training).training)["seconds"]
     return {**_key(trial.unit, trial.arm), "synthesis_seconds": synthesis, "training_seconds": training}
+
+
+def _usage(units: Sequence[Unit], products: Products) -> list[Row]:
+    """Return what the units' requests to a generator's API took; a local generator has none."""
+    found = []
+    for unit in units:
+        with Ledger(products.synthesis(unit).ledger) as ledger:
+            found.append(generator_usage(unit.loaded, ledger))
+    return [one for one in found if one is not None]
 
 
 def _write_parquet(path: Path, rows: Sequence[Row]) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from tuneshift.evaluate.verdict import points
-from tuneshift.report.markdown import markdown_table
+from tuneshift.evaluate.verdict import ALPHA, points
+from tuneshift.report.tables import Section, Table
 from tuneshift.sections.study import MODELS
 
 Row = dict[str, Any]
 NOTHING = "n/a"
+SIDES = ("better", "worse")
+MOST_NAMED = 4  # arms that a sentence names; a guess at what people read
 COVERAGE = (
     "Where trainings differ, intervals over few seeds are too narrow: of three seeds, 83 % held the truth at worst in "
     "place of 95 % (measured, docs/method.md). So a claim rests on the p values, which keep their level."
@@ -19,22 +21,46 @@ ONE_REPLICATE = "One replicate: intervals and p values are about these trainings
 
 
 def markdown(results: Row, figures: dict[str, str]) -> str:
-    """Return what `results.json` holds as tables; `figures` are the figures' paths, by cell and mean."""
-    parts = [_introduction(results)]
-    for cell, found in results["cells"].items():
-        own = [row for row in results["rows"] if all(row[axis] == level for axis, level in found["levels"].items())]
-        parts += [f"## {cell}", _arms(found["arms"], own), _against(found), _recovery(found["arms"])]
-        parts += [f"- Not trained: {arm}: {one['reason']}" for arm, one in found["arms"].items() if one["reason"]]
-        if cell in figures:
-            parts.append(f"![{cell}]({figures[cell]})")
-    parts += [
-        _between_cells(results["across"], results["interactions"]),
-        *(_mean(mean, figures) for mean in results["means"]),
-    ]
-    return "\n\n".join(part for part in parts if part) + "\n"
+    """Return what `results.json` holds as Markdown; `figures` are the figures' paths, by cell and mean."""
+    told = [section.markdown(figures.get(section.figure)) for section in sections(results)]
+    return "\n\n".join([introduction(results), *told]) + "\n"
 
 
-def _introduction(results: Row) -> str:
+def sections(results: Row) -> list[Section]:
+    """Return what `results.json` holds: a section for each cell, for what is between cells, and for each mean."""
+    cells = [_cell(name, found, results["rows"]) for name, found in results["cells"].items()]
+    between = _between_cells(results["across"], results["interactions"])
+    return [*cells, *([between] if between else []), *map(_mean, results["means"])]
+
+
+def conclusion(results: Row) -> str:
+    """Return in plain words which arms a test shows to differ from the reference and from the target before."""
+    several = len(results["cells"]) > 1
+    told = []
+    for key, other in (("difference", results["settings"]["reference"]), ("gain", "the target before")):
+        tested = {
+            f"{name} ({cell})" if several else name: arm[key]
+            for cell, found in results["cells"].items()
+            for name, arm in found["arms"].items()
+            if arm[key] is not None and arm[key].get("p_holm") is not None
+        }
+        shown = {name: found["value"] > 0 for name, found in tested.items() if found["p_holm"] <= ALPHA}
+        sides = {word: [name for name, better in shown.items() if better is (word == "better")] for word in SIDES}
+        said = "; ".join(f"{_listed(names)} {word}" for word, names in sides.items() if names)
+        if tested:
+            told.append(f"Of {len(tested)} comparisons with {other}: {said or 'no difference is shown'}.")
+    level = f"What is said to differ does so at p <= {ALPHA:g} after Holm's adjustment."
+    return " ".join([*told, level]) if told else "Nothing could be compared: no two arms were trained."
+
+
+def _listed(names: Sequence[str]) -> str:
+    if len(names) > MOST_NAMED:
+        return f"{len(names)} arms are"
+    return f"{', '.join(names[:-1])} and {names[-1]} are" if len(names) > 1 else f"{names[0]} is"
+
+
+def introduction(results: Row) -> str:
+    """Return what was compared, and what the figures rest on."""
     settings, families = results["settings"], results["families"]
     replicates = sorted({row["replicate"] for row in results["rows"]})
     said = {
@@ -52,7 +78,35 @@ def _introduction(results: Row) -> str:
     )
 
 
-def _arms(arms: Row, rows: Sequence[Row]) -> str:
+def _cell(name: str, found: Row, rows: Sequence[Row]) -> Section:
+    own = [row for row in rows if all(row[axis] == level for axis, level in found["levels"].items())]
+    tables = [_arms(found["arms"], own), _against(found), _recovery(found["arms"])]
+    return Section(
+        title=name,
+        tables=[table for table in tables if table.rows],
+        notes=[f"Not trained: {arm}: {one['reason']}" for arm, one in found["arms"].items() if one["reason"]],
+        figure=name,
+        caption="Right answers, mean over replicates with 95 % interval; squares are not trained.",
+        intervals=_intervals(found["arms"]),
+    )
+
+
+def _intervals(arms: Row) -> list[Row]:
+    """Return a figure's rows: every arm that was measured."""
+    return [
+        {
+            "name": name,
+            "kind": "untrained" if name in MODELS else "trained",
+            "value": arm["accuracy"],
+            "low": arm["interval"][0],
+            "high": arm["interval"][1],
+        }
+        for name, arm in arms.items()
+        if arm["accuracy"] is not None
+    ]
+
+
+def _arms(arms: Row, rows: Sequence[Row]) -> Table:
     """Return every arm's accuracy, and its gain over the target before."""
     header = ["arm", "accuracy", "95 % interval", "items x seeds", "pairs", "gain over target before"]
     table = []
@@ -60,29 +114,27 @@ def _arms(arms: Row, rows: Sequence[Row]) -> str:
         sizes = sorted({row["pairs"] for row in rows if row["arm"] == name and row["pairs"] is not None})
         none = "" if name in MODELS else NOTHING
         table.append([name, *_accuracy(arm), " or ".join(map(str, sizes)), *_compared(arm["gain"], none)])
-    return markdown_table([*header, "95 % interval", "Holm p"], table)
+    return Table([*header, "95 % interval", "Holm p"], table)
 
 
-def _against(cell: Row) -> str:
+def _against(cell: Row) -> Table:
     """Return every arm's difference from the reference."""
     names = [name for name in cell["arms"] if name not in (*MODELS, cell["reference"])]
     header = ["arm", f"against {cell['reference']}", "95 % interval", "Holm p", "items x seeds"]
     table = [[name, *_compared(found := cell["arms"][name]["difference"]), _sizes(found)] for name in names]
-    return markdown_table(header, table) if table else ""
+    return Table(header, table)
 
 
-def _recovery(arms: Row) -> str:
+def _recovery(arms: Row) -> Table:
     """Return every arm's recovery of each bound, with its interval or the reason for none."""
     found = {name: arm["recovery"] for name, arm in arms.items() if arm["recovery"]}
     bounds = list(dict.fromkeys(bound for recovered in found.values() for bound in recovered))
-    if not bounds:
-        return ""
     header = [name for bound in bounds for name in (f"recovery of {bound}", "95 % interval", "items x seeds")]
     table = [
         [name, *(text for bound in bounds for text in _recovered(recovered.get(bound), arms[name]["items"]))]
         for name, recovered in found.items()
     ]
-    return markdown_table(["arm", *header], table)
+    return Table(["arm", *header], table)
 
 
 def _recovered(found: Row | None, items: int) -> list[str]:
@@ -94,10 +146,10 @@ def _recovered(found: Row | None, items: int) -> list[str]:
     return [f"{found['value']:.2f}", interval, f"{items} x {found['seeds']}"]
 
 
-def _between_cells(across: Sequence[Row], interactions: Sequence[Row]) -> str:
+def _between_cells(across: Sequence[Row], interactions: Sequence[Row]) -> Section | None:
     """Return each arm's difference between an axis' first level and the others, and that of its lead."""
     if not across:
-        return ""
+        return None
     header = ["axis", "elsewhere", "arm", "levels", "difference", "95 % interval", "Holm p", "items x seeds"]
     named = [(one["arm"], one) for one in across]
     named += [(f"{one['arm']} less {one['reference']}", one) for one in interactions]
@@ -116,10 +168,10 @@ def _between_cells(across: Sequence[Row], interactions: Sequence[Row]) -> str:
         "The same arm on the same questions, paired by item and replicate. An arm less the reference: by how much more "
         "it leads in the one cell than in the other."
     )
-    return f"## Between cells\n\n{said}\n\n{markdown_table(header, table)}"
+    return Section("Between cells", said, [Table(header, table)])
 
 
-def _mean(mean: Row, figures: dict[str, str]) -> str:
+def _mean(mean: Row) -> Section:
     """Return the mean over the levels of an axis, of which each asks its own questions."""
     header = ["arm", "accuracy", "95 % interval", "items x seeds", "gain over target before", "95 % interval"]
     header += [f"against {mean['reference']}", "95 % interval"]
@@ -133,10 +185,15 @@ def _mean(mean: Row, figures: dict[str, str]) -> str:
         f"{len(mean['cells'])} cells with the same weight each; a resample draws each cell's items, and a seed for all "
         "cells at once. Intervals alone: no test was made."
     )
-    left_out = [f"- Not averaged: {name}: {arm['reason']}" for name, arm in mean["arms"].items() if arm["reason"]]
-    image = [f"![{mean['name']}]({figures[mean['name']]})"] if mean["name"] in figures else []
-    heading = f"## Mean over {mean['axis']}{elsewhere}"
-    return "\n\n".join([heading, said, markdown_table(header, table), *left_out, *image])
+    return Section(
+        title=f"Mean over {mean['axis']}{elsewhere}",
+        text=said,
+        tables=[Table(header, table)],
+        notes=[f"Not averaged: {name}: {arm['reason']}" for name, arm in mean["arms"].items() if arm["reason"]],
+        figure=mean["name"],
+        caption="Right answers, mean over cells and replicates with 95 % interval; squares are not trained.",
+        intervals=_intervals(mean["arms"]),
+    )
 
 
 def _accuracy(arm: Row) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
@@ -14,16 +15,41 @@ from tuneshift.report.page.sources import Sources, or_missing
 from tuneshift.run.directory import RunDirectory, write_atomically
 from tuneshift.run.ledger import Ledger
 
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of page: its template, and its modules of assets/, put together in this order; each uses those before it.
+
+    `scripted` are the parts of its document that the scripts read; the rest, such as the models' folders, is not
+    embedded as data.
+    """
+
+    template: str
+    modules: tuple[str, ...]
+    scripted: tuple[str, ...]
+
+
 # The charts are our own (assets/charts.js). plotly 7.1 would add 4.8 MB to every page, took 5 s for two charts where
 # this whole page took 2 s (measured, on two busy cores), and a policy without `unsafe-inline` refuses its style rules.
-SCRIPTS = (
-    "page", "charts", "candidates", "decide", "diff", "verdict", "perplexity", "table", "diversity", "family",
-    "learning", "start",
-)  # fmt: skip
-"""The modules of assets/, in the order in which they are put together; each uses those before it."""
-
-SCRIPTED = ("verdict", "rule", "run", "examples", "calls", "diversity", "family", "training")
-"""The parts of the document that the scripts read; the rest, such as the models' folders, is not embedded as data."""
+SHARED = ("page", "theme", "charts", "intervals")
+REPORT = Kind(
+    "report.html",
+    (
+        *SHARED,
+        "candidates",
+        "decide",
+        "diff",
+        "verdict",
+        "perplexity",
+        "table",
+        "diversity",
+        "family",
+        "learning",
+        "start",
+    ),
+    ("verdict", "rule", "run", "examples", "calls", "diversity", "family", "training"),
+)
+RESULTS = Kind("results.html", (*SHARED, "results"), ("charts", "axis"))
 
 UNSEEN = {
     **{code: chr(0x2400 + code) for code in range(0x20) if code not in (0x09, 0x0A)},  # control pictures
@@ -49,23 +75,22 @@ def write_page(run: RunDirectory, ledger: Ledger, origin: dict[str, Any]) -> Non
     write_atomically(run.page, render({**document, "figures": figures}))
 
 
-def render(document: dict[str, Any]) -> str:
+def render(document: dict[str, Any], kind: Kind = REPORT) -> str:
     """Return the page of a document as HTML that needs no network and lets nothing run but its own script."""
-    from jinja2 import Environment, StrictUndefined
+    from jinja2 import Environment, FunctionLoader, StrictUndefined
 
-    assets = files("tuneshift.report.page") / "assets"
     shown = visible(document)
-    style = (assets / "style.css").read_text(encoding="utf-8")
-    modules = [(assets / f"{name}.js").read_text(encoding="utf-8") for name in SCRIPTS]
-    script = '"use strict";\n(() => {\n' + "\n".join(modules) + "})();\n"
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    style = _asset("style.css")
+    script = '"use strict";\n(() => {\n' + "\n".join(_asset(f"{name}.js") for name in kind.modules) + "})();\n"
+    environment = Environment(
+        loader=FunctionLoader(_asset), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
     environment.filters["number"] = number
-    template = environment.from_string((assets / "template.html").read_text(encoding="utf-8"))
-    return template.render(
+    return environment.get_template(kind.template).render(
         **shown,
         style=_safe(style),
         script=_safe(script),
-        data=_safe(as_data({key: shown[key] for key in SCRIPTED})),
+        data=_safe(as_data({key: shown[key] for key in kind.scripted})),
         policy="; ".join(
             (
                 "default-src 'none'",
@@ -76,6 +101,10 @@ def render(document: dict[str, Any]) -> str:
             )
         ),
     )
+
+
+def _asset(name: str) -> str:
+    return (files("tuneshift.report.page") / "assets" / name).read_text(encoding="utf-8")
 
 
 def visible(value: Any) -> Any:

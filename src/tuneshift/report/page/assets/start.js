@@ -1,28 +1,4 @@
-// Light or dark by the system until the reader says otherwise, and where on the page the reader is.
-function startTheme() {
-  const button = byId("theme");
-  const system = matchMedia("(prefers-color-scheme: dark)");
-  const isDark = () => (document.documentElement.dataset.theme ?? (system.matches ? "dark" : "light")) === "dark";
-  const label = () => { button.textContent = isDark() ? "Light" : "Dark"; };
-  button.addEventListener("click", () => { document.documentElement.dataset.theme = isDark() ? "light" : "dark"; label(); });
-  system.addEventListener("change", label);
-  button.hidden = false;
-  label();
-}
-
-function startNavigation() {
-  const links = new Map([...document.querySelectorAll("nav a")].map((link) => [link.hash.slice(1), link]));
-  const watcher = new IntersectionObserver((entries) => {
-    for (const entry of entries.filter((one) => one.isIntersecting)) {
-      for (const [id, link] of links) {
-        if (id === entry.target.id) link.setAttribute("aria-current", "true");
-        else link.removeAttribute("aria-current");
-      }
-    }
-  }, { rootMargin: "-20% 0px -75% 0px" });
-  for (const id of links.keys()) watcher.observe(byId(id));
-}
-
+// The report's parts, in their order on the page.
 startTheme();
 startNavigation();
 startVerdict();
