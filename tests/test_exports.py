@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import yaml
 from conftest import Tiny
+from pydantic import BaseModel, ConfigDict, ValidationError
 from test_transfer import run_cli
 
 from tuneshift.errors import RunDirectoryError
@@ -93,27 +95,119 @@ def test_parquet_tells_a_missing_answer_from_an_empty_one(run: Path, tmp_path: P
     assert [row["id"] for row in rows] == list(PAIRS)
 
 
-# --- LLaMA-Factory. Source: hiyouga/LLaMA-Factory, data/README.md, and src/llamafactory/data/parser.py ---
+# --- LLaMA-Factory. Source: hiyouga/LLaMA-Factory, data/README.md at 2ad9871: every field, with its default ---
 
-DESCRIPTION_KEYS = {"hf_hub_url", "ms_hub_url", "script_url", "file_name", "formatting", "ranking", "subset", "split",
-                    "folder", "num_samples", "columns", "tags"}  # fmt: skip
-SHAREGPT_COLUMNS = {"messages", "system", "tools", "images", "chosen", "rejected", "kto_tag"}
+
+class Documented(BaseModel):
+    """What the documentation names and nothing else, each value of the type that it tells."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class Columns(Documented):
+    prompt: str = "instruction"
+    query: str = "input"
+    response: str = "output"
+    history: str | None = None
+    messages: str = "conversations"
+    system: str | None = None
+    tools: str | None = None
+    images: str | None = None
+    videos: str | None = None
+    audios: str | None = None
+    chosen: str | None = None
+    rejected: str | None = None
+    kto_tag: str | None = None
+
+
+class Tags(Documented):
+    role_tag: str = "from"
+    content_tag: str = "value"
+    user_tag: str = "human"
+    assistant_tag: str = "gpt"
+    observation_tag: str = "observation"
+    function_tag: str = "function_call"
+    system_tag: str = "system"
+
+
+class Description(Documented):
+    """An entry of `dataset_info.json`; the sources before `file_name` go before it, and none is a file here."""
+
+    hf_hub_url: None = None
+    ms_hub_url: None = None
+    script_url: None = None
+    cloud_file_name: None = None
+    file_name: str
+    formatting: Literal["alpaca", "sharegpt"] = "alpaca"
+    ranking: bool = False
+    subset: str | None = None
+    split: str = "train"
+    folder: str | None = None
+    num_samples: int | None = None
+    columns: Columns = Columns()
+    tags: Tags = Tags()
+
+
+class AlpacaRow(Documented):
+    instruction: str
+    input: str = ""
+    output: str
+    system: str | None = None
+    history: list[tuple[str, str]] | None = None
+
+
+def prompts_and_replies(description: Description, row: dict[str, Any]) -> tuple[str, str]:
+    """Read a row as the documentation says that it is read."""
+    columns, tags = description.columns, description.tags
+    if description.formatting == "alpaca":
+        known = AlpacaRow(**row)
+        assert (columns.prompt, columns.query, columns.response) == ("instruction", "input", "output")
+        return "\n".join(filter(None, (known.instruction, known.input))), known.output
+    assert set(row) == {columns.messages}
+    turns = row[columns.messages]
+    assert [set(turn) for turn in turns] == [{tags.role_tag, tags.content_tag}] * 2
+    # "human and observation should appear in odd positions, while gpt and function should appear in even positions"
+    assert [turn[tags.role_tag] for turn in turns] == [tags.user_tag, tags.assistant_tag]
+    return turns[0][tags.content_tag], turns[1][tags.content_tag]
 
 
 def test_sharegpt_is_what_llama_factory_documents(run: Path, tmp_path: Path) -> None:
     exported(run, "sharegpt", tmp_path / "data")
     info = json.loads((tmp_path / "data/dataset_info.json").read_text())
-    (description,) = info.values()
-    assert set(description) <= DESCRIPTION_KEYS
-    assert description["formatting"] == "sharegpt"
-    assert set(description["columns"]) <= SHAREGPT_COLUMNS
-    rows = loaded("json", tmp_path / "data" / description["file_name"], tmp_path / "cache")
-    for row, (prompt, y_f, _) in zip(rows, PAIRS.values(), strict=True):
-        turns = row[description["columns"]["messages"]]
-        # Default tags: role_tag from, content_tag value, user_tag human, assistant_tag gpt; human in odd positions.
-        assert [set(turn) for turn in turns] == [{"from", "value"}] * 2
-        assert [turn["from"] for turn in turns] == ["human", "gpt"]
-        assert [turn["value"] for turn in turns] == [prompt, y_f.strip()]
+    assert list(info) == ["tuneshift"]  # the name that docs/publishing.md gives
+    description = Description(**info["tuneshift"])
+    assert description.formatting == "sharegpt"
+    rows = loaded("json", tmp_path / "data" / description.file_name, tmp_path / "cache")
+    assert [prompts_and_replies(description, row) for row in rows] == [
+        (prompt, y_f.strip()) for prompt, y_f, _ in PAIRS.values()
+    ]
+
+
+def test_alpaca_is_what_llama_factory_documents(run: Path, tmp_path: Path) -> None:
+    exported(run, "alpaca", tmp_path / "data/tuneshift.jsonl")
+    documented = (Path(__file__).parents[1] / "docs/publishing.md").read_text()
+    (entry,) = re.findall(r'`("tuneshift": {.*?})`', documented)
+    description = Description(**json.loads(f"{{{entry}}}")["tuneshift"])
+    assert description.formatting == "alpaca"
+    rows = loaded("json", tmp_path / "data" / description.file_name, tmp_path / "cache")
+    assert [prompts_and_replies(description, row) for row in rows] == [
+        (prompt, y_f.strip()) for prompt, y_f, _ in PAIRS.values()
+    ]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"file": "a.jsonl"},
+        {"file_name": "a.jsonl", "formatting": "messages"},
+        {"file_name": "a.jsonl", "columns": {"conversations": "messages"}},
+        {"file_name": "a.jsonl", "tags": {"role": "from"}},
+        {"file_name": "a.jsonl", "hf_hub_url": "me/pairs"},
+    ],
+)
+def test_another_description_is_none_of_llama_factory(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        Description(**wrong)
 
 
 def test_other_datasets_in_the_folder_are_not_written_over(run: Path, tmp_path: Path) -> None:
