@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import html
 import json
+import re
+import shlex
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -121,6 +124,36 @@ def test_a_run_that_is_not_finished_is_shown_without_an_accuracy(tmp_path: Path)
     assert "not finished: synthesis" in found["tests"][0]["reason"]
     (line,) = [line for line in compare_lines(found) if line.startswith("| target after")]
     assert line == "| target after | 1.7% (0.3% to 8.9%, n = 60) | n/a (not finished: synthesis) |"
+
+
+def test_the_page_says_what_a_test_shows_and_has_the_tables(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few, many = make_run(tmp_path / "few", set(range(5))), make_run(tmp_path / "many<b>", set(range(40)))
+    page = tmp_path / "compared.html"
+    command = [
+        "tuneshift",
+        "compare",
+        *map(str, (few, many, make_run(tmp_path / "going on", None))),
+        "--html",
+        str(page),
+    ]
+    monkeypatch.setattr("sys.argv", command)
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert not ended.value.code
+    said = html.unescape(page.read_text(encoding="utf-8"))
+    assert f"Of 1 comparison with {few}: {many} is better." in said
+    assert "many<b>" not in page.read_text(encoding="utf-8")
+    assert "8.3% (3.6% to 18.1%, n = 60)" in said
+    assert "n/a (not finished: synthesis)" in said
+    assert shlex.join(command) in said
+    (data,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', said)
+    assert [row["value"] for row in json.loads(data)["charts"]["0"]] == [5 / 60, 40 / 60]
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
+    assert "is there already" in capsys.readouterr().err
 
 
 def test_less_than_two_runs_are_refused(tmp_path: Path) -> None:

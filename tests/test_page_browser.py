@@ -22,7 +22,7 @@ from tuneshift.again import reselect
 from tuneshift.report.page.render import write_page
 from tuneshift.run.directory import RunDirectory
 from tuneshift.run.ledger import Ledger
-from tuneshift.study.page import results_page
+from tuneshift.study.page import study_page
 
 ROOT = Path(__file__).parents[1]
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -358,7 +358,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ROOT / "studies/results", "snips_criteria"
     )
     path = tmp_path_factory.mktemp("study") / "results.html"
-    path.write_text(results_page(results, None, ["tuneshift", "study", "snips_criteria.yaml"]), encoding="utf-8")
+    path.write_text(study_page(results, None, ["tuneshift", "study", "snips_criteria.yaml"]), encoding="utf-8")
     return path
 
 

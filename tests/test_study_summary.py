@@ -25,11 +25,12 @@ from tuneshift.evaluate.seeds import (
     recovery_over_seeds,
     seed_test,
 )
+from tuneshift.report.tables import conclusion
 from tuneshift.sections.study import MODELS
 from tuneshift.study.figures import write_figures
-from tuneshift.study.page import cost_table, results_page
+from tuneshift.study.page import cost_table, study_page
 from tuneshift.study.summary import shown_arms, summarize
-from tuneshift.study.tables import conclusion, introduction, markdown, sections
+from tuneshift.study.tables import differences, introduction, markdown, sections
 
 ROOT = Path(__file__).parents[1]
 CHANCES = {
@@ -282,7 +283,7 @@ def test_the_html_page_has_the_tables_of_the_markdown(given: Tables, found: dict
     timings = [{"replicate": row["replicate"], "synthesis_seconds": 10.0, "training_seconds": 2.0} for row in trials]
     paid = {"prompt_tokens": 1000, "completion_tokens": 50, "cost": 0.25}
     usage = {name: [paid, paid] if name == "task=a,base=own" else [] for name in found["cells"]}
-    page = results_page(results, cost_table(results, timings, usage), ["tuneshift", "study", "a study.yaml"])
+    page = study_page(results, cost_table(results, timings, usage), ["tuneshift", "study", "a study.yaml"])
     cells = Cells(page).texts
     expected = [
         cell for section in told for table in section.tables for row in [table.header, *table.rows] for cell in row
@@ -294,7 +295,9 @@ def test_the_html_page_has_the_tables_of_the_markdown(given: Tables, found: dict
     assert charts == ["0", "1", "2", "3", "5", "6"]  # 4 is what lies between cells
     assert "&lt;b&gt;grid&lt;/b&gt;[U+202E]" in page
     assert '<code tabindex="0">tuneshift study &#39;a study.yaml&#39;</code>' in page
-    assert all(sentence in html.unescape(page) for sentence in (introduction(results), conclusion(results)))
+    assert all(
+        sentence in html.unescape(page) for sentence in (introduction(results), conclusion(differences(results)))
+    )
 
 
 def test_the_conclusion_names_what_a_test_shows_and_no_more(found: dict[str, Any]) -> None:
@@ -302,15 +305,15 @@ def test_the_conclusion_names_what_a_test_shows_and_no_more(found: dict[str, Any
     for name, value, p in (("good", 0.1, 0.05), ("bad", -0.1, 0.01), ("unclear", 0.3, 0.06)):
         arms[name] = {"difference": {"value": value, "p_holm": p}, "gain": {"value": value, "p_holm": 1.0}}
     results = {"cells": {"all": {"arms": arms}}, "settings": {"reference": "reference"}}
-    said = conclusion(results)
+    said = conclusion(differences(results))
     assert said.startswith(
         "Of 3 comparisons with reference: good is better; bad is worse. Of 3 comparisons with the target"
     )
     assert "the target before: no difference is shown." in said
     two = {"cells": {"x": {"arms": arms}, "y": {"arms": arms}}, "settings": {"reference": "reference"}}
-    assert "good (x) and good (y) are better" in conclusion(two)
+    assert "good (x) and good (y) are better" in conclusion(differences(two))
     nothing = {"cells": {"all": {"arms": {"reference": arms["reference"]}}}, "settings": {"reference": "reference"}}
-    assert conclusion(nothing) == "Nothing could be compared: no two arms were trained."
+    assert conclusion(differences(nothing)) == "Nothing could be compared."
 
 
 def test_there_is_a_figure_for_each_cell_and_mean(found: dict[str, Any], tmp_path: Path) -> None:

@@ -227,12 +227,16 @@ def compare(
     runs: Annotated[
         list[Path], typer.Argument(metavar="RUN RUN ...", help="Run directories; the first is compared with.")
     ],
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write a page that opens from disk.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Put runs side by side: settings that differ, counts, rates, and paired tests on the same questions."""
-    from tuneshift.report.compare import compare_lines, compare_runs
+    from tuneshift.report.compare import compare_lines, compare_runs, write_compare_page
 
-    print_result(compare_runs(runs), as_json, compare_lines)
+    found = compare_runs(runs)
+    if html is not None:
+        write_compare_page(html, found)
+    print_result(found, as_json, compare_lines)
 
 
 @app.command()

@@ -19,7 +19,9 @@ from tuneshift.evaluate.stats import Proportion, holm_family, mcnemar_exact, pai
 from tuneshift.evaluate.tasks import Outcome
 from tuneshift.evaluate.verdict import points_with_interval
 from tuneshift.report.markdown import markdown_table
-from tuneshift.run.directory import RunDirectory, read_json, read_jsonl
+from tuneshift.report.page.results import results_page
+from tuneshift.report.tables import Section, Table, conclusion
+from tuneshift.run.directory import RunDirectory, read_json, read_jsonl, write_atomically
 from tuneshift.run.ledger import Counts, Ledger
 from tuneshift.run.watching import phase
 
@@ -63,22 +65,78 @@ def compare_runs(paths: Sequence[Path]) -> dict[str, Any]:
 
 def compare_lines(found: dict[str, Any]) -> list[str]:
     """Return a comparison as Markdown."""
-    runs, n_tests = found["runs"], sum(test["mcnemar_p"] is not None for test in found["tests"])
+    facts, tests = (markdown_table(table.header, table.rows) for table in (facts_table(found), tests_table(found)))
+    return [clean(line) for line in "\n".join([facts, "", what_is_tested(found), "", tests]).split("\n")]
+
+
+def compare_page(found: dict[str, Any], command: Sequence[str]) -> str:
+    """Return a comparison as a page that opens from disk."""
+    measured = [(run["run"], run["after"]) for run in found["runs"] if run["reason"] is None]
+    drawn = [
+        {"name": name, "kind": "trained", "value": after["accuracy"], **_ends(after["interval"])}
+        for name, after in measured
+    ]
+    shown = {
+        test["run"]: (test["difference"], test["adjusted_p"])
+        for test in found["tests"]
+        if test["adjusted_p"] is not None
+    }
+    return results_page(
+        " / ".join(Path(run["run"]).name for run in found["runs"]),
+        kind="comparison of runs",
+        conclusion=conclusion({found["reference"]: shown}),
+        introduction=[],
+        sections=[
+            Section(
+                "Runs",
+                tables=[facts_table(found)],
+                caption="Right answers of the target after its training, with 95 % interval.",
+                intervals=drawn,
+            ),
+            Section("Target against target", what_is_tested(found), [tests_table(found)]),
+        ],
+        command=command,
+    )
+
+
+def write_compare_page(path: Path, found: dict[str, Any]) -> None:
+    """Write the page of a comparison to `path`.
+
+    Raises:
+        RunDirectoryError: something is there already, or it cannot be written.
+    """
+    if path.exists():
+        raise RunDirectoryError(f"{path}: is there already. Give another file as --html.")
+    runs = [run["run"] for run in found["runs"]]
+    write_atomically(path, compare_page(found, ["tuneshift", "compare", *runs, "--html", str(path)]))
+
+
+def facts_table(found: dict[str, Any]) -> Table:
+    """Return the runs side by side: settings that differ, then `FACTS`."""
+    runs = found["runs"]
     rows = [[key, *["(not set)" if v is None else v for v in values]] for key, values in found["settings"].items()]
     rows += [[label, *[show(run) for run in runs]] for label, show in FACTS.items()]
-    tests = [[test["run"], *_test_cells(test)] for test in found["tests"]]
+    return Table(["", *[run["run"] for run in runs]], rows)
+
+
+def tests_table(found: dict[str, Any]) -> Table:
+    """Return the paired tests of the others' targets against the first run's."""
+    rows = [[test["run"], *_test_cells(test)] for test in found["tests"]]
+    return Table(["run", "questions", "difference", "right only here", "right only there", "p"], rows)
+
+
+def what_is_tested(found: dict[str, Any]) -> str:
+    """Return what the tests compare, and what they speak of."""
+    n_tests = sum(test["mcnemar_p"] is not None for test in found["tests"])
     family = f", and adjusted for {n_tests} tests (Holm)" if n_tests > 1 else ""
-    text = "\n".join(
-        [
-            markdown_table(["", *[run["run"] for run in runs]], rows),
-            "",
-            f"Each target after its training against that of `{found['reference']}` (there), question by question; "
-            f"exact McNemar test{family}. It is about these trainings: what another seed would give takes a study.",
-            "",
-            markdown_table(["run", "questions", "difference", "right only here", "right only there", "p"], tests),
-        ]
+    return (
+        f"Each target after its training against that of {found['reference']} (there), question by question; "
+        f"exact McNemar test{family}. It is about these trainings: what another seed would give takes a study."
     )
-    return [clean(line) for line in text.split("\n")]
+
+
+def _ends(interval: dict[str, Any]) -> dict[str, float]:
+    return {end: interval[end] for end in ("low", "high")}
 
 
 def _read(path: Path) -> Run:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from tuneshift.evaluate.verdict import ALPHA
 from tuneshift.report.markdown import markdown_table
+
+SIDES = ("better", "worse")
+MOST_NAMED = 4  # that a sentence names; a guess at what people read
 
 
 @dataclass(frozen=True)
@@ -40,3 +44,27 @@ class Section:
         parts += [f"- {note}" for note in self.notes]
         parts += [f"![{self.figure}]({image})"] if image else []
         return "\n\n".join(part for part in parts if part)
+
+
+def conclusion(tested: Mapping[str, Mapping[str, tuple[float, float]]]) -> str:
+    """Return in plain words which differences a test shows.
+
+    `tested` has, by what others are compared with, each one's (difference, p value adjusted by Holm) by its name.
+    """
+    told = []
+    for other, compared in tested.items():
+        shown = {name: difference > 0 for name, (difference, p) in compared.items() if p <= ALPHA}
+        sides = {word: [name for name, better in shown.items() if better is (word == "better")] for word in SIDES}
+        said = "; ".join(f"{_listed(names)} {word}" for word, names in sides.items() if names)
+        noun = "comparison" if len(compared) == 1 else "comparisons"
+        if compared:
+            told.append(f"Of {len(compared)} {noun} with {other}: {said or 'no difference is shown'}.")
+    if not told:
+        return "Nothing could be compared."
+    return " ".join([*told, f"Counted as shown: p <= {ALPHA:g} after Holm's adjustment."])
+
+
+def _listed(names: Sequence[str]) -> str:
+    if len(names) > MOST_NAMED:
+        return f"{len(names)} are"
+    return f"{', '.join(names[:-1])} and {names[-1]} are" if len(names) > 1 else f"{names[0]} is"

@@ -2,40 +2,32 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 import yaml
 
-from tuneshift import __version__
-from tuneshift.report.page.render import RESULTS, render
-from tuneshift.report.tables import Table
+from tuneshift.report.page.results import results_page
+from tuneshift.report.tables import Table, conclusion
 from tuneshift.sections.study import MODELS
-from tuneshift.study.tables import conclusion, introduction, sections
+from tuneshift.study.tables import differences, introduction, sections
 
 Row = dict[str, Any]
 NO_COSTS = {"missing": "The times and the generator's costs were not kept with these results."}
 
 
-def results_page(results: Row, costs: Table | None, command: Sequence[str]) -> str:
+def study_page(results: Row, costs: Table | None, command: Sequence[str]) -> str:
     """Return the page of what `results.json` holds; `costs` is `None` where they were not kept."""
-    told = sections(results)
-    document = {
-        "name": results["study"],
-        "kind": "study",
-        "version": __version__,
-        "conclusion": conclusion(results),
-        "introduction": [introduction(results)],
-        "sections": [asdict(section) for section in told],
-        "charts": {str(place): section.intervals for place, section in enumerate(told) if section.intervals},
-        "costs": NO_COSTS if costs is None else asdict(costs),
-        "settings": yaml.safe_dump(results["settings"], sort_keys=False, allow_unicode=True),
-        "command": shlex.join(command),
-        "axis": "right answers, %",
-    }
-    return render(document, RESULTS)
+    return results_page(
+        results["study"],
+        kind="study",
+        conclusion=conclusion(differences(results)),
+        introduction=[introduction(results)],
+        sections=sections(results),
+        command=command,
+        costs=costs or NO_COSTS,
+        settings=yaml.safe_dump(results["settings"], sort_keys=False, allow_unicode=True),
+    )
 
 
 def cost_table(results: Row, timings: Sequence[Row], usage: Mapping[str, Sequence[Row]]) -> Table:

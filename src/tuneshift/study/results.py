@@ -19,7 +19,7 @@ from tuneshift.sections.study import MODELS
 from tuneshift.study.arms import Trial
 from tuneshift.study.figures import write_figures
 from tuneshift.study.grid import Study, Unit
-from tuneshift.study.page import cost_table, results_page
+from tuneshift.study.page import cost_table, study_page
 from tuneshift.study.products import Products
 from tuneshift.study.summary import shown_arms, summarize
 from tuneshift.study.tables import markdown
@@ -55,7 +55,7 @@ def write_results(study: Study, products: Products, trials: Sequence[Trial], pro
     write_atomically(root / "results.md", f"# Study: {study.name}\n\n{markdown(results, figures)}")
     usage = {cell: _usage(units, products) for cell, units in study.cells().items()}
     command = ["tuneshift", "study", str(study.path.resolve()), "--run-dir", str(root.resolve())]
-    write_atomically(root / "results.html", results_page(results, cost_table(results, timings, usage), command))
+    write_atomically(root / "results.html", study_page(results, cost_table(results, timings, usage), command))
     return results
 
 

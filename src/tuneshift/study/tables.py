@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from tuneshift.evaluate.verdict import ALPHA, points
+from tuneshift.evaluate.verdict import points
 from tuneshift.report.tables import Section, Table
 from tuneshift.sections.study import MODELS
 
 Row = dict[str, Any]
 NOTHING = "n/a"
-SIDES = ("better", "worse")
-MOST_NAMED = 4  # arms that a sentence names; a guess at what people read
 COVERAGE = (
     "Where trainings differ, intervals over few seeds are too narrow: of three seeds, 83 % held the truth at worst in "
     "place of 95 % (measured, docs/method.md). So a claim rests on the p values, which keep their level."
@@ -33,30 +31,18 @@ def sections(results: Row) -> list[Section]:
     return [*cells, *([between] if between else []), *map(_mean, results["means"])]
 
 
-def conclusion(results: Row) -> str:
-    """Return in plain words which arms a test shows to differ from the reference and from the target before."""
+def differences(results: Row) -> dict[str, dict[str, tuple[float, float]]]:
+    """Return (difference, adjusted p value) of each arm by name: from the reference, and from the target before."""
     several = len(results["cells"]) > 1
-    told = []
-    for key, other in (("difference", results["settings"]["reference"]), ("gain", "the target before")):
-        tested = {
-            f"{name} ({cell})" if several else name: arm[key]
+    return {
+        other: {
+            f"{name} ({cell})" if several else name: (arm[key]["value"], arm[key]["p_holm"])
             for cell, found in results["cells"].items()
             for name, arm in found["arms"].items()
             if arm[key] is not None and arm[key].get("p_holm") is not None
         }
-        shown = {name: found["value"] > 0 for name, found in tested.items() if found["p_holm"] <= ALPHA}
-        sides = {word: [name for name, better in shown.items() if better is (word == "better")] for word in SIDES}
-        said = "; ".join(f"{_listed(names)} {word}" for word, names in sides.items() if names)
-        if tested:
-            told.append(f"Of {len(tested)} comparisons with {other}: {said or 'no difference is shown'}.")
-    level = f"What is said to differ does so at p <= {ALPHA:g} after Holm's adjustment."
-    return " ".join([*told, level]) if told else "Nothing could be compared: no two arms were trained."
-
-
-def _listed(names: Sequence[str]) -> str:
-    if len(names) > MOST_NAMED:
-        return f"{len(names)} arms are"
-    return f"{', '.join(names[:-1])} and {names[-1]} are" if len(names) > 1 else f"{names[0]} is"
+        for other, key in ((results["settings"]["reference"], "difference"), ("the target before", "gain"))
+    }
 
 
 def introduction(results: Row) -> str:

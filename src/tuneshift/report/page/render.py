@@ -49,7 +49,7 @@ REPORT = Kind(
     ),
     ("verdict", "rule", "run", "examples", "calls", "diversity", "family", "training"),
 )
-RESULTS = Kind("results.html", (*SHARED, "results"), ("charts", "axis"))
+RESULTS = Kind("results.html", (*SHARED, "results"), ("charts",))
 
 UNSEEN = {
     **{code: chr(0x2400 + code) for code in range(0x20) if code not in (0x09, 0x0A)},  # control pictures
