@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -18,6 +22,11 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
+
+from tuneshift.run.directory import RunDirectory
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
 
 CORPUS = [
     "play some jazz by miles davis",
@@ -154,3 +163,48 @@ def write_project(folder: Path, tiny: Tiny, **sections: object) -> Path:
     path = folder / "config.yaml"
     path.write_text(json.dumps(config), encoding="utf-8")  # JSON is YAML
     return path
+
+
+# --- a browser ---
+
+PHONE, DESKTOP = {"width": 360, "height": 740}, {"width": 1280, "height": 900}
+Open = Callable[..., "Page"]
+
+
+@pytest.fixture(scope="module")  # no longer: while Playwright is open, asyncio cannot run anything else
+def browser() -> Iterator[Browser]:
+    """Debian's chromium; where there is none, the test is skipped."""
+    from playwright.sync_api import sync_playwright
+
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("no chromium: apt-get install chromium")
+    with sync_playwright() as playwright:
+        unsafe = ["--no-sandbox"] if os.geteuid() == 0 else []  # chromium refuses its own sandbox to root
+        browser = playwright.chromium.launch(executable_path=chromium, args=unsafe)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def open_page(browser: Browser) -> Iterator[Open]:
+    """Open a run's page, or a file; prove at the end that it asked for nothing and that nothing went wrong in it."""
+    contexts, seen = [], []
+
+    def opened(run: RunDirectory | Path, viewport: Any = DESKTOP, **options: Any) -> Page:
+        context = browser.new_context(viewport=viewport, **options)
+        contexts.append(context)
+        page = context.new_page()
+        address = (run if isinstance(run, Path) else run.page).resolve().as_uri()
+        page.on("console", lambda message: seen.append(message.text) if message.type in ("error", "warning") else None)
+        page.on("pageerror", lambda error: seen.append(str(error)))
+        page.on("request", lambda request: seen.append(request.url) if request.url != address else None)
+        page.on("dialog", lambda dialog: (seen.append(f"dialog: {dialog.message}"), dialog.dismiss()))
+        page.goto(address)
+        page.wait_for_selector("html[data-ready=true]", state="attached")
+        return page
+
+    yield opened
+    for context in contexts:
+        context.close()
+    assert seen == []

@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pyarrow.parquet as parquet
 import pytest
+from axe_playwright_python.sync_playwright import Axe
+from conftest import Open
 from test_docs import ROOT, readme_yaml
+from test_page_browser import decided_as_reselect_does, serious
 from test_transfer import run_cli
 
 from tuneshift.config import load_config
@@ -19,6 +22,7 @@ from tuneshift.measuring import PASSES
 from tuneshift.models import LoadOptions
 from tuneshift.prompts.pool import PoolItem
 from tuneshift.report.decomposition import decomposition
+from tuneshift.run.directory import RunDirectory
 from tuneshift.run.ledger import Ledger
 from tuneshift.wiring import prompt_generator
 
@@ -90,7 +94,9 @@ def test_real_models_measure_for_every_criterion(project: Path, capsys: pytest.C
     assert abs(found["difference"]["mean"]) < max(0.5 * found["margin"]["mean"], 4 * error)
 
 
-def test_the_readme_configuration_moves_knowledge_between_real_models(project: Path) -> None:
+@pytest.fixture(scope="session")
+def moved(project: Path) -> Path:
+    """The run directory of the README's transfer, with few pairs, after it ended as its verdict says."""
     items = (ROOT / "examples/snips/test.jsonl").read_text().splitlines()[:40]
     (project / "few.jsonl").write_text("\n".join(items), encoding="utf-8")
     small = [
@@ -100,12 +106,16 @@ def test_the_readme_configuration_moves_knowledge_between_real_models(project: P
     ]
     run = project / "run"
     code = run_cli("transfer", str(project / "transfer.yaml"), "--run-dir", str(run), *small)
-    verdict = json.loads((run / "verdict.json").read_text())
-    assert code == (0 if verdict["improved"] else 3)
+    assert code == (0 if json.loads((run / "verdict.json").read_text())["improved"] else 3)
+    return run
+
+
+def test_the_readme_configuration_moves_knowledge_between_real_models(moved: Path) -> None:
+    verdict = json.loads((moved / "verdict.json").read_text())
     assert verdict["source"]["accuracy"] > 0.8
     assert verdict["before"]["accuracy"] < 0.1
     assert verdict["trained_pairs"] == 40
-    with Ledger(run / "ledger.sqlite") as ledger:
+    with Ledger(moved / "ledger.sqlite") as ledger:
         kept = [candidate for candidate in ledger.candidates() if candidate.kept]
     for candidate in kept:
         assert candidate.y_f is not None
@@ -143,3 +153,24 @@ def test_a_study_compares_arms_between_real_models(project: Path) -> None:
     kept = sum(decide(candidate, criterion).kept for candidate in made)
     found = rows["ppl_diff"]
     assert (found["pairs"], found["reason"]) == ((8, None) if kept >= 8 else (None, f"kept {kept} of 8 wanted"))
+
+
+def test_the_page_of_a_real_run_decides_as_reselect_does(open_page: Open, moved: Path) -> None:
+    run = RunDirectory(moved)
+    page = open_page(run)
+    with Ledger(run.ledger, read_only=True) as ledger:
+        candidates = ledger.candidates()
+    settings: list[tuple[str, dict[str, float]]] = [
+        ("ppl_diff", {"tau": 1.2}), ("asymmetric", {"tau_f": 1.3, "tau_b": 2}), ("ratio", {"ratio": 2.5})
+    ]  # fmt: skip
+    assert len(decided_as_reselect_does(page, run, settings)) == 3
+    searched = candidates[-1].text.lower()
+    texts = [[c.text, *(reply.text for reply in (c.y_f, c.y_b) if reply is not None)] for c in candidates]
+    page.fill("#filters input[type=search]", searched)
+    found = sum(any(searched in text.lower() for text in own) for own in texts)
+    assert page.inner_text("#found") == f"{found} of {len(candidates)} candidates"
+    page.fill("#filters input[type=search]", "")
+    page.click("th[data-column=round] button")
+    assert page.locator("#table tr.row td:nth-child(6)").first.inner_text() == "1"
+    assert serious(Axe().run(page).response) == []
+    assert "Effective seeds" in page.inner_text("#family")

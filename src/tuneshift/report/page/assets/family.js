@@ -2,7 +2,7 @@
 const BANDS = {
   seed: { label: "seed", drawn: () => [{ label: "seeds", kept: null }, ...DATA.family.columns],
     bands: () => {
-      const first = DATA.family.columns[0].kept; // before it all seeds stand with as much of its height each
+      const first = DATA.family.columns.find((column) => column.kept > 0).kept; // before it each seed has as much of its height
       const all = DATA.family.by_seed.reduce((sum, band) => sum + band.seeds, 0);
       return DATA.family.by_seed.map((band, index) => ({ kind: band.seeds > 1 ? "others" : `b${index}`,
         name: SEEDS.has(band.label) ? `${band.label}: ${SEEDS.get(band.label)}` : band.label, values: [(first * band.seeds) / all, ...band.values] }));
