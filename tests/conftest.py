@@ -36,6 +36,18 @@ CORPUS = [
     "add this song to my workout playlist",
     "Request: find me the movie times nearby\nIntent: SearchScreeningEvent\n- play a song\n",
 ]
+HOSTILE = [
+    "<script>window.hit=1</script>", "</script><script>window.hit=1</script>", "<img src=x onerror=window.hit=1>",
+    "<svg onload=window.hit=1>", "\"><img src=x onerror='window.hit=1'>", "' onmouseover='window.hit=1", "<!--", "-->",
+    "<![CDATA[", "]]>", "{{ 7 * 7 }}", "{% raw %}", "{{ ''.__class__.__mro__ }}", "${window.hit=1}",
+    "`${window.hit=1}`",
+    "javascript:window.hit=1", "<a href='javascript:window.hit=1'>click</a>", "<iframe srcdoc='<script>1</script>'>",
+    "<style>*{display:none}</style>", "<meta http-equiv=refresh content='0;url=https://example.com'>",
+    "<base href='https://example.com/'>", "<link rel=stylesheet href='https://example.com/x.css'>",
+    "\\u003cscript\\u003ewindow.hit=1", "\x1b[2J\x1b]0;title\x07\x9b31m", "\u202egpj.exe\u2066\u2069", "\u2028\u2029",
+    "__proto__", "&lt;b&gt; &amp; &#x3c;", "\U000e0041\U000e0042\u200b\ufeff", "A" * 60_000,
+]  # fmt: skip
+"""What a model, or a name, may say to take over a page or a terminal: thirty ways."""
 
 
 LONGEST_FILES = ("test_real_vllm", "test_launch", "test_real_models", "test_kill", "test_ray", "test_site")

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from conftest import DESKTOP, PHONE, Open
+from conftest import DESKTOP, HOSTILE, PHONE, Open
 from page_run import Written, made_origin, make_run, plain_texts
 from playwright.sync_api import Page
 
@@ -254,19 +254,6 @@ def test_the_theme_follows_the_system_and_can_be_turned(open_page: Open, run: Ru
     assert page.evaluate(ground) == "rgb(255, 255, 255)" != dark
     page.click("#theme")
     assert page.evaluate(ground) == dark
-
-
-HOSTILE = [
-    "<script>window.hit=1</script>", "</script><script>window.hit=1</script>", "<img src=x onerror=window.hit=1>",
-    "<svg onload=window.hit=1>", "\"><img src=x onerror='window.hit=1'>", "' onmouseover='window.hit=1", "<!--", "-->",
-    "<![CDATA[", "]]>", "{{ 7 * 7 }}", "{% raw %}", "{{ ''.__class__.__mro__ }}", "${window.hit=1}",
-    "`${window.hit=1}`",
-    "javascript:window.hit=1", "<a href='javascript:window.hit=1'>click</a>", "<iframe srcdoc='<script>1</script>'>",
-    "<style>*{display:none}</style>", "<meta http-equiv=refresh content='0;url=https://example.com'>",
-    "<base href='https://example.com/'>", "<link rel=stylesheet href='https://example.com/x.css'>",
-    "\\u003cscript\\u003ewindow.hit=1", "\x1b[2J\x1b]0;title\x07\x9b31m", "\u202egpj.exe\u2066\u2069", "\u2028\u2029",
-    "__proto__", "&lt;b&gt; &amp; &#x3c;", "\U000e0041\U000e0042\u200b\ufeff", "A" * 60_000,
-]  # fmt: skip
 
 
 def test_thirty_hostile_strings_do_nothing(open_page: Open, tmp_path: Path) -> None:

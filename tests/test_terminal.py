@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import HOSTILE as THIRTY
+from page_run import Written, make_run
 from test_transfer import run_cli
 from test_verdict import judged
 from test_watching import add_round
@@ -49,6 +51,26 @@ def test_json_for_a_terminal_is_ascii_and_says_the_same(capsys: pytest.CaptureFi
         assert line.isascii()
         assert line.isprintable()
     assert json.loads(first)["run"] == json.loads(second)["text"] == HOSTILE
+
+
+def test_thirty_hostile_strings_do_nothing_to_a_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    texts = [Written(f"{text} {place}", text, text[::-1]) for place, text in enumerate(THIRTY)] * 2
+    name = "".join(THIRTY[:29])
+    model = "\u202e[bold]m\x1b[31m"
+    runs = [
+        str(make_run(tmp_path / place, texts, name=name, model_name=model, evaluated=False).path)
+        for place in ("[red]one", "\x1b[31mtwo")
+    ]
+    for command, written in (
+        (["show", runs[0], "--examples", "60"], "{{ 7 * 7 }} 10"),
+        (["compare", *runs], "[red]one"),
+    ):
+        assert run_cli(*command) == 0
+        shown = capsys.readouterr().out
+        assert all(character.isprintable() for line in shown.split("\n") for character in line)
+        assert written in shown.replace("\\", "")  # and not taken as markup
+        assert run_cli(*command, "--json") == 0
+        assert capsys.readouterr().out.strip().isascii()
 
 
 @pytest.mark.parametrize("option", [["--json"], ["--examples", "5"], ["--examples", "2", "--json"]])

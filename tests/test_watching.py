@@ -14,6 +14,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
+from conftest import HOSTILE as THIRTY
 from rich.console import Console
 
 from tuneshift.console import duration
@@ -29,6 +30,7 @@ from tuneshift.run.watching import Recorded, Snapshot, read_snapshot
 NOW = 1_000_000.0
 SETTINGS = {"synthesis": {"target_size": 4, "oversample": 2.0}, "generator": {"api": None}}
 HOSTILE = [
+    *THIRTY,
     "\x1b[2J\x1b[31mred", "\x1b]0;title\x07", "\u202eevil\u202c", "\u2066x\u2069", "[bold]markup[/bold] [/]",
     "a\r\nb\x00c",
     "\x9b31m", "\u200f\u200e", "x" * 100_000, "[link=http://x]y[/link]",

@@ -36,7 +36,7 @@ function flow(width, columns, bands) {
   const left = (index) => box.left + (index + 0.5) * step - bar / 2;
   const most = Math.max(...columns.map((_, index) => bands.reduce((sum, band) => sum + band.values[index], 0)));
   const y = linear(0, most, box.bottom, box.top);
-  const label = `Kept pairs of ${count(columns.filter((column) => column.kept !== null).length, "column")} of rounds in ${count(bands.length, "band")}; the tables below have the same.`;
+  const label = `Kept pairs by round in ${count(bands.length, "band")}; the tables below have the same.`;
   const chart = frame(box, label, { x: () => 0, y, xTicks: [], yTicks: linearTicks(most), xName: "round", yName: "kept pairs" });
   const every = Math.ceil(Math.max(...columns.map((column) => 7 * column.label.length + 8)) / step);
   const below = columns.map(() => 0);
