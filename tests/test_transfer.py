@@ -25,7 +25,7 @@ RUN_FILES = {
     "adapter/README.md", "adapter/adapter_config.json", "adapter/adapter_model.safetensors",
     "adapter/tokenizer.json", "adapter/tokenizer_config.json",
     *(f"figures/{name}_{shade}.{suffix}"
-      for name in ("accuracy", "perplexity_f", "perplexity_b", "plane", "map", "loss")
+      for name in ("accuracy", "perplexity_f", "perplexity_b", "plane", "map", "family_seeds", "family_parents", "loss")
       for shade in ("light", "dark") for suffix in ("png", "svg")),
 }  # fmt: skip
 

@@ -55,6 +55,7 @@ CREATE TABLE measures (
     candidate_id TEXT NOT NULL REFERENCES candidates, name TEXT NOT NULL, value REAL, PRIMARY KEY (candidate_id, name)
 );
 """
+STATEMENTS = [statement for part in SCHEMA.split(";") if (statement := part.strip())]
 
 
 @dataclass(frozen=True)
@@ -333,6 +334,9 @@ class Ledger:
         application, version = self._version()
         if (application, version) != (APPLICATION_ID, SCHEMA_VERSION):
             raise sqlite3.DatabaseError(f"application {application:#x} version {version}, not a TuneShift ledger")
+        tables = {row[0] for row in self._db.execute("SELECT sql FROM sqlite_master WHERE type = 'table'")}
+        if tables != set(STATEMENTS):
+            raise sqlite3.DatabaseError("its tables are not those of a TuneShift ledger")
 
     def _version(self) -> tuple[int, int]:
         application, version = (
@@ -344,7 +348,7 @@ class Ledger:
         """Make the tables, unless another process that opened the new file at the same time has made them."""
         with self._transaction():
             if self._version() == (0, 0):
-                for statement in SCHEMA.split(";"):
+                for statement in STATEMENTS:
                     self._db.execute(statement)
                 self._db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
                 self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
