@@ -33,7 +33,7 @@ from tuneshift.run.directory import RunDirectory, read_json, read_jsonl
 from tuneshift.run.ledger import Ledger
 from tuneshift.run.records import Candidate, Response
 from tuneshift.study import run as study_run
-from tuneshift.study.arms import choose
+from tuneshift.study.arms import choose_for_arm
 from tuneshift.study.grid import load_study
 from tuneshift.study.products import Products
 from tuneshift.wiring import limits_of
@@ -650,32 +650,32 @@ POOL = [candidate(n, 1.1 if n % 3 else 4.0, 4.0, finish="length" if n % 10 == 9 
 
 
 def test_a_rule_draws_of_those_that_it_keeps_and_equal_rules_draw_alike() -> None:
-    chosen = choose(POOL, Criterion("ppl_diff"), 5)
+    chosen = choose_for_arm(POOL, Criterion("ppl_diff"), 5)
     assert isinstance(chosen, list)
     ids = [one.id for one in chosen]
     assert len(set(ids)) == 5
     assert set(ids) <= {one.id for one in POOL if decide(one, Criterion("ppl_diff")).kept}
     assert ids == [one.id for one in POOL if one.id in ids]
-    assert choose(POOL, Criterion("asymmetric", tau_f=1.5, tau_b=1.5), 5) == chosen  # which keeps the same
-    assert choose(POOL, Criterion("none", seed=3), 5) == choose(POOL, Criterion("random", seed=3), 5)
+    assert choose_for_arm(POOL, Criterion("asymmetric", tau_f=1.5, tau_b=1.5), 5) == chosen  # which keeps the same
+    assert choose_for_arm(POOL, Criterion("none", seed=3), 5) == choose_for_arm(POOL, Criterion("random", seed=3), 5)
 
 
 def test_random_draws_among_all_usable_candidates_whatever_any_rule_says_of_them() -> None:
     drawn: set[str] = set()
     for seed in range(60):
-        chosen = choose(POOL, Criterion("random", keep_rate=0.01, seed=seed), 5)
+        chosen = choose_for_arm(POOL, Criterion("random", keep_rate=0.01, seed=seed), 5)
         assert not isinstance(chosen, str)
         assert len(chosen) == 5
         assert [int(one.id[1:]) for one in chosen] == sorted(int(one.id[1:]) for one in chosen)
         drawn |= {one.id for one in chosen}
     assert drawn == {f"c{n}" for n in range(60) if n % 10 != 9}
-    assert choose(POOL, Criterion("random", seed=3), 5) == choose(POOL, Criterion("random", seed=3), 5)
+    assert choose_for_arm(POOL, Criterion("random", seed=3), 5) == choose_for_arm(POOL, Criterion("random", seed=3), 5)
 
 
 def test_an_arm_may_choose_evenly_over_the_responses_that_its_rule_keeps() -> None:
     answers = ["common"] * 30 + ["rare"] * 6
     pool = [replace(c, y_f=replace(c.y_f, text=a)) for c, a in zip(kept_by_the_rule(), answers, strict=True) if c.y_f]
-    chosen = choose(pool, Criterion("ppl_diff"), 12, select="balanced")
+    chosen = choose_for_arm(pool, Criterion("ppl_diff"), 12, select="balanced")
     assert isinstance(chosen, list)
     assert [c.y_f.text for c in chosen if c.y_f] == ["common"] * 6 + ["rare"] * 6
 
@@ -685,15 +685,15 @@ def kept_by_the_rule() -> list[Candidate]:
 
 
 def test_too_few_kept_candidates_are_a_reason() -> None:
-    assert choose(POOL, Criterion("ppl_diff"), 50) == "kept 36 of 50 wanted"
-    assert choose(POOL, Criterion("random"), 55) == "kept 54 of 55 wanted"
+    assert choose_for_arm(POOL, Criterion("ppl_diff"), 50) == "kept 36 of 50 wanted"
+    assert choose_for_arm(POOL, Criterion("random"), 55) == "kept 54 of 55 wanted"
 
 
 def test_the_best_by_a_graded_rule_are_taken_in_the_order_in_which_they_were_written() -> None:
     grades = {c.id: grade for c in POOL if (grade := score_of(c, Criterion("ratio"))) is not None}
-    chosen = choose(POOL, Criterion("ratio", ratio=1e9), 5, best=True)
+    chosen = choose_for_arm(POOL, Criterion("ratio", ratio=1e9), 5, best=True)
     assert isinstance(chosen, list)
     ids = [c.id for c in chosen]
     assert ids == [c.id for c in POOL if c.id in ids]
     assert min(grades[name] for name in ids) >= max(grade for name, grade in grades.items() if name not in ids)
-    assert choose(POOL, Criterion("lift"), 5, best=True) == "graded 0 of 5 wanted"  # nothing was measured
+    assert choose_for_arm(POOL, Criterion("lift"), 5, best=True) == "graded 0 of 5 wanted"  # nothing was measured

@@ -32,9 +32,9 @@ from tuneshift.wiring import calibration_of, criterion_of, criterion_on, examina
 def reselect(run: RunDirectory, overrides: Sequence[str]) -> dict[str, Any]:
     """Write the dataset that another criterion keeps from the run's candidates, and return what it kept.
 
-    No model is touched: every rule is a function of the stored records. Of what it keeps, pairs are chosen as the run
-    does, by `synthesis.target_size` and `select`. What it needs beyond both responses,
-    `measure` measures before.
+    No model is touched: every rule is a function of the stored records, and what it needs beyond both responses,
+    `measure` measures before. Of what it keeps, pairs are chosen as the run does, by `synthesis.target_size` and
+    `select`.
 
     The run itself stays as it was: the dataset goes to `reselected/`, under a name that tells rule and threshold. What
     the loop would have generated next under the other criterion is not known, since kept prompts breed new ones.

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from tuneshift.engines.base import derive_seed
 from tuneshift.prompts.pool import PoolItem
 from tuneshift.run.ledger import Ledger
-from tuneshift.run.records import GeneratorCall
+from tuneshift.run.records import GeneratorCall, call_id
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class ListedPrompts:
         drawn = [left[start : start + self.per_call] for start in range(0, calls * self.per_call, self.per_call)]
         return [
             GeneratorCall(
-                id=f"r{round_index:04d}-c{index:03d}",
+                id=call_id(round_index, index),
                 round=round_index,
                 demos=(),
                 prompt="",

@@ -15,7 +15,7 @@ from typing import Literal
 from tuneshift.coverage import densities, probed_kinds, skeleton, skeleton_of
 from tuneshift.datafiles import Seed
 from tuneshift.engines.base import derive_seed
-from tuneshift.run.records import Candidate, Probe, Strategy
+from tuneshift.run.records import Candidate, Probe, Strategy, call_id
 
 LONGEST_CUE = 200
 """Characters of a response that can stand before a prompt in a list of one-line examples; a guess."""
@@ -107,16 +107,16 @@ def plan_calls(
     askable = [item for item in pool if item.cue is not None and item.rarity > 0]
     plans = []
     for index in range(calls):
-        call_id = f"r{round_index:04d}-c{index:03d}"
-        draw = random.Random(derive_seed(run_seed, "demos", call_id))
-        backward = random.Random(derive_seed(run_seed, "strategy", call_id)).random() < back_generation
+        name = call_id(round_index, index)
+        draw = random.Random(derive_seed(run_seed, "demos", name))
+        backward = random.Random(derive_seed(run_seed, "strategy", name)).random() < back_generation
         if not (backward and known and askable):
-            plans.append(Plan(call_id, tuple(_draw(shown, demos, draw))))
+            plans.append(Plan(name, tuple(_draw(shown, demos, draw))))
             continue
         (wanted,) = draw.choices(askable, [item.rarity for item in askable])
         own = (wanted,) if wanted.shown else ()
         others = _draw([item for item in known if item is not wanted], demos - len(own), draw)
-        plans.append(Plan(call_id, (*others, *own), wanted.cue, "backward" if own else "probed"))
+        plans.append(Plan(name, (*others, *own), wanted.cue, "backward" if own else "probed"))
     return plans
 
 

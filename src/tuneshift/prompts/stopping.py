@@ -14,6 +14,7 @@ from tuneshift.run.records import Candidate
 class Limits:
     """The loop's limits; see the `synthesis` section of the configuration.
 
+    `target_size` is how many pairs are to be kept: those that are to be learnt, and what `oversample` adds to them.
     `supply` is how many prompts the generator has, `None` where it writes as many as are asked for.
     """
 

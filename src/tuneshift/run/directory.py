@@ -26,13 +26,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
+import yaml
+
 from tuneshift.errors import RunDirectoryError
 
 Parsed = TypeVar("Parsed")
 HOLDER = re.compile(r"process (\d+) on (.+)")
 """What the lock's file says."""
 CONFIG_HEADER = "# relative paths start at "
-"""How a run's own config.yaml begins."""
+"""How a config.yaml begins that a run or a study wrote."""
 
 
 class RunDirectory:
@@ -104,6 +106,15 @@ class RunDirectory:
         """Say that the directory holds results from now on and outlives an error."""
         self._created = []
 
+    def describe(self, raw: dict[str, Any], folder: Path) -> None:
+        """Write `config.yaml`: settings as written, and the folder at which their relative paths start."""
+        text = yaml.safe_dump(raw, sort_keys=False, allow_unicode=True)
+        write_atomically(self.config, f"{CONFIG_HEADER}{folder}\n{text}")
+
+    def is_described(self) -> bool:
+        """Tell whether its `config.yaml` is one that `describe` wrote."""
+        return self.config.is_file() and self.config.read_bytes().startswith(CONFIG_HEADER.encode())
+
     def holder(self) -> tuple[int, str] | None:
         """Return the process and the machine that took the lock last, which says nothing of whether they hold it."""
         try:
@@ -123,7 +134,7 @@ class RunDirectory:
             ".config.yaml.part",
             *(f"ledger.sqlite{suffix}" for suffix in ("", "-wal", "-shm", "-journal")),
         }
-        if self.config.is_file() and self.config.read_bytes().startswith(CONFIG_HEADER.encode()):
+        if self.is_described():
             ours.add(self.config.name)
         others = sorted(path.name for path in self.path.iterdir() if path.name not in ours)
         if others:

@@ -55,6 +55,11 @@ class Response:
         return found if math.isfinite(found) else None
 
 
+def call_id(round_index: int, index: int) -> str:
+    """Return the id of a round's call: its name and not its order, since its digits do not bound how many there are."""
+    return f"r{round_index:04d}-c{index:03d}"
+
+
 @dataclass(frozen=True)
 class GeneratorCall:
     """One call of the prompt generator.

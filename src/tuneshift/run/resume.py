@@ -5,12 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 
-import yaml
-
 from tuneshift.config import LoadedConfig
 from tuneshift.configfile import difference, read_mapping
 from tuneshift.errors import ResumeRefused
-from tuneshift.run.directory import CONFIG_HEADER, RunDirectory, write_atomically
+from tuneshift.run.directory import RunDirectory
 from tuneshift.run.ledger import Ledger
 
 
@@ -26,8 +24,7 @@ def open_ledger(loaded: LoadedConfig, run: RunDirectory, digests: Mapping[str, s
     described = check_resumable(loaded, run, digests)
     run.keep()
     if not described:
-        text = yaml.safe_dump(loaded.raw, sort_keys=False, allow_unicode=True)
-        write_atomically(run.config, f"{CONFIG_HEADER}{loaded.folder}\n{text}")
+        run.describe(loaded.raw, loaded.folder)
     ledger = Ledger(run.ledger)
     ledger.set_meta(
         fingerprint=loaded.fingerprint,

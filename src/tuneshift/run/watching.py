@@ -53,7 +53,6 @@ class Snapshot:
     wanted: int | None
     counts: Counts
     seconds: dict[str, float]
-    stop_reason: str | None
     stage: Stage | None
     usage: Usage
     cost: float | None
@@ -77,7 +76,6 @@ def read_snapshot(run: RunDirectory) -> Snapshot | None:
             wanted=_wanted(settings.get("synthesis", {})),
             counts=ledger.counts(),
             seconds=ledger.seconds(),
-            stop_reason=stop,
             stage=stage and Stage(**stage),
             usage=usage,
             cost=_cost(settings.get("generator", {}).get("api"), usage),

@@ -7,8 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from tuneshift.criteria import Criterion, decide_all, may_keep, score_of, unmeasured
-from tuneshift.dataset import Selection
-from tuneshift.dataset import choose as select_pairs
+from tuneshift.dataset import Selection, choose
 from tuneshift.distill import Pair, inspect_target
 from tuneshift.encoding import Reader
 from tuneshift.engines.base import Decoding, derive_seed
@@ -52,7 +51,7 @@ def rule_label(criterion: Criterion, arm: Arm) -> str:
     return name if arm.select == "random" else f"{name}, {arm.select}"
 
 
-def choose(
+def choose_for_arm(
     candidates: Sequence[Candidate],
     criterion: Criterion,
     size: int,
@@ -71,28 +70,19 @@ def choose(
         if len(grades) < size:
             return f"graded {len(grades)} of {size} wanted"
         ranked = sorted(grades, key=lambda name: (-grades[name], derive_seed(criterion.seed, "draw", name)))
-        return [candidate for candidate in candidates if candidate.id in ranked[:size]]
+        highest = set(ranked[:size])
+        return [candidate for candidate in candidates if candidate.id in highest]
     rule = replace(criterion, name="none") if criterion.name == "random" else criterion
     kept = [candidate for candidate in decide_all(candidates, rule) if candidate.kept]
     if len(kept) < size:
         return f"kept {len(kept)} of {size} wanted"
-    return select_pairs(kept, size, select, seed=criterion.seed)
+    return choose(kept, size, select, seed=criterion.seed)
 
 
 def draw(items: Sequence[Drawn], size: int, seed: int, name: Callable[[Drawn], str]) -> list[Drawn]:
     """Return `size` of the items, drawn by a hash of the seed and their names, in the order given."""
     places = sorted(range(len(items)), key=lambda place: derive_seed(seed, "draw", name(items[place])))[:size]
     return [items[place] for place in sorted(places)]
-
-
-def learnable(candidates: Sequence[Candidate], target: Reader) -> list[Candidate]:
-    """Return the candidates without those that the target cannot read with their response."""
-    return [c for c in candidates if c.y_f is None or target.can_learn(c.prompt, c.y_f.text)]
-
-
-def readable(pairs: Sequence[Pair], target: Reader) -> list[Pair]:
-    """Return the pairs without those that the target cannot read."""
-    return [pair for pair in pairs if target.can_learn(pair.prompt, pair.response)]
 
 
 def given_pairs(pairs: Sequence[Pair], size: int, seed: int) -> list[Pair] | str:
@@ -136,14 +126,15 @@ def decide_arms(units: Sequence[Unit], products: Products, progress: Progress = 
             targets[target] = inspect_target(training_settings(unit.loaded))
         with Ledger(products.synthesis(unit).ledger) as ledger:
             candidates = ledger.candidates()[: unit.candidates]
-        usable = learnable(candidates, targets[target])
+        reader = targets[target]
+        usable = [c for c in candidates if c.y_f is None or reader.can_learn(c.prompt, c.y_f.text)]
         for arm in unit.arms:
             criterion = None if arm.criterion is None else criterion_on(arm.criterion, candidates)
             if criterion is not None and arm.size is not None:
-                chosen = choose(usable, criterion, arm.size, best=arm.best, select=arm.select)
+                chosen = choose_for_arm(usable, criterion, arm.size, best=arm.best, select=arm.select)
                 kept = chosen if isinstance(chosen, str) else [Pair(c.prompt, c.y_f.text) for c in chosen if c.y_f]
             else:
-                kept = _elsewhere(unit, arm, products, targets[target], progress)
+                kept = _elsewhere(unit, arm, products, reader, progress)
             pairs, reason = ([], kept) if isinstance(kept, str) else (kept, None)
             trials.append(
                 Trial(
@@ -162,7 +153,7 @@ def decide_arms(units: Sequence[Unit], products: Products, progress: Progress = 
 def _elsewhere(unit: Unit, arm: Arm, products: Products, target: Reader, progress: Progress) -> list[Pair] | str:
     """Return the pairs of an arm that does not choose among candidates, or why there are not as many as it wants."""
     if arm.pairs is not None:
-        fitting = readable(arm.pairs, target)
+        fitting = [pair for pair in arm.pairs if target.can_learn(pair.prompt, pair.response)]
         drawn = given_pairs(fitting, arm.size or len(arm.pairs), unit.loaded.config.run.seed)
         if len(fitting) == len(arm.pairs):
             return drawn

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,11 @@ from tuneshift.wiring import evaluation_questions
 def cell_name(levels: Mapping[str, str]) -> str:
     """Return the name of the cell of these levels, by axis."""
     return ",".join(f"{axis}={level}" for axis, level in levels.items()) or "all"
+
+
+def unit_label(levels: Mapping[str, str], replicate: str) -> str:
+    """Return the name of a unit, for people."""
+    return f"{cell_name(levels)}, replicate {replicate}"
 
 
 @dataclass(frozen=True)
@@ -75,7 +80,7 @@ class Unit:
     @property
     def label(self) -> str:
         """The unit's name, for people."""
-        return f"{self.cell}, replicate {self.replicate}"
+        return unit_label(self.levels, self.replicate)
 
 
 @dataclass(frozen=True)
@@ -152,16 +157,16 @@ def _unit(
     levels: Mapping[str, str],
     replicate: str,
 ) -> Unit:
-    unit = Unit(levels, replicate, base, Inputs([], [], {}), [], section.candidates)
-    shown_as = f"{path}: {unit.label}"
-    name = f"{path.stem}: {unit.label}"
-    loaded = check_config(raw, folder=base.folder, name=name, shown_as=shown_as)
+    label = unit_label(levels, replicate)
+    shown_as = f"{path}: {label}"
+    loaded = check_config(raw, folder=base.folder, name=f"{path.stem}: {label}", shown_as=shown_as)
     if loaded.config.evaluation is None:
         raise ConfigError(f"{shown_as}: a study compares accuracies. Add an `evaluation` section with data.")
     if loaded.config.evaluation.regression is not None:
         raise ConfigError(f"{shown_as}: a study asks no regression questions. Leave `evaluation.regression` out.")
     inputs = read_inputs(loaded.config, folder=loaded.folder)
-    return replace(unit, loaded=loaded, inputs=inputs, arms=list(_arms(section, loaded, inputs, levels, shown_as)))
+    arms = list(_arms(section, loaded, inputs, levels, shown_as))
+    return Unit(levels, replicate, loaded, inputs, arms, section.candidates)
 
 
 def _arms(

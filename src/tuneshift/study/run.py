@@ -16,8 +16,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
-
 from tuneshift.config import Config
 from tuneshift.console import duration
 from tuneshift.distill import inspect_target
@@ -28,7 +26,7 @@ from tuneshift.measuring import measure_stored
 from tuneshift.pipeline import distill_run, synthesize
 from tuneshift.progress import SILENT, Progress
 from tuneshift.prompts.hosted import HostedGenerator
-from tuneshift.run.directory import CONFIG_HEADER, RunDirectory, jsonl, write_atomically
+from tuneshift.run.directory import RunDirectory, jsonl, write_atomically
 from tuneshift.run.ledger import Ledger
 from tuneshift.run.records import Usage
 from tuneshift.run.resume import open_ledger
@@ -95,11 +93,10 @@ def describe(study: Study, directory: RunDirectory) -> None:
     """
     if directory.ledger.exists():
         raise RunDirectoryError(f"{directory.path}: holds a run, and a study needs its own. Give another --run-dir.")
-    if not (directory.config.is_file() and directory.config.read_text("utf-8").startswith(CONFIG_HEADER)):
+    if not directory.is_described():
         directory.check_unused()
     directory.keep()
-    text = yaml.safe_dump(study.raw, sort_keys=False, allow_unicode=True)
-    write_atomically(directory.config, f"{CONFIG_HEADER}{study.folder}\n{text}")
+    directory.describe(study.raw, study.folder)
 
 
 # --- 1) what needs the source ---
