@@ -10,13 +10,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import CORPUS, Tiny, write_jsonl, write_project
+from conftest import CORPUS, Tiny, make_tokenizer, save, write_jsonl, write_project
 from peft import PeftModel
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from tuneshift import cli
-from tuneshift.run.ledger import Ledger
+from tuneshift.run.ledger import Ledger, RoundSummary
+from tuneshift.run.records import Candidate
 
 RUN_FILES = {
     ".lock", "config.yaml", "ledger.sqlite", "dataset/kept.jsonl", "dataset/README.md", "training.json", "verdict.json",
@@ -294,6 +295,35 @@ def test_a_pair_that_the_target_cannot_read_is_dropped_with_that_reason(tiny: Ti
         if candidate.y_f is not None and candidate.y_f.n_tokens:
             pair = tokenizer(candidate.prompt)["input_ids"] + tokenizer(candidate.y_f.text)["input_ids"]
             assert candidate.kept <= (len(pair) <= longest)
+
+
+def test_a_generator_whose_context_the_kept_prompts_outgrow_writes_to_the_end(
+    tiny: Tiny, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    torch.manual_seed(1)
+    size = {"n_embd": 32, "n_layer": 1, "n_head": 2, "vocab_size": 44, "bos_token_id": 2, "eos_token_id": 1}
+    writer = GPT2LMHeadModel(GPT2Config(n_positions=64, **size))  # it has no place for another token
+    save(writer, make_tokenizer(44, bos=False), tmp_path / "writer")
+    generator = {"model": str(tmp_path / "writer"), "max_new_tokens": 24}
+    config = write_project(tmp_path, tiny, generator=generator, criterion={"name": "none"}, evaluation=None)
+    write_jsonl(tmp_path / "seeds.jsonl", [{"prompt": f"Request: {text}\nIntent:"} for text in ("a b", "b c", "c d")])
+    command = ["transfer", str(config), "--set", "synthesis.target_size=40", "--run-dir"]
+    assert run_cli(*command, str(tmp_path / "run")) == 0
+    assert "examples are not shown to the generator: they do not fit into its context" in caplog.text
+    assert "generator calls showed fewer than 3 examples" in (tmp_path / "run/report.md").read_text()
+    original = Ledger.record_round
+
+    def stop_behind_the_second(self: Ledger, summary: RoundSummary, candidates: list[Candidate]) -> None:
+        original(self, summary, candidates)
+        if summary.round == 1:
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Ledger, "record_round", stop_behind_the_second)
+        assert run_cli(*command, str(tmp_path / "stopped")) == 130
+    assert run_cli(*command, str(tmp_path / "stopped")) == 0
+    kept = [(tmp_path / run / "dataset/kept.jsonl").read_bytes() for run in ("run", "stopped")]
+    assert kept[0] == kept[1]
 
 
 def test_an_automatic_tau_is_calibrated_once_and_frozen(tiny: Tiny, tmp_path: Path) -> None:
