@@ -250,6 +250,15 @@ def test_a_share_of_the_calls_is_backward_and_wants_what_its_last_example_got() 
         assert wanted[cue] / len(backward) == pytest.approx(1 / 3, abs=5 * math.sqrt(0.25 / len(backward)))
 
 
+@pytest.mark.parametrize("calls", [3, 4, 7, 16, 100])
+def test_the_calls_of_one_round_spread_over_the_kinds(calls: int) -> None:
+    pool = make_pool(SEEDS, KEPT, Steering("balanced"))
+    for index in range(20):
+        plans = plan_calls(pool, round_index=index, calls=calls, demos=4, run_seed=0, back_generation=1.0)
+        wanted = Counter(plan.cue for plan in plans)
+        assert all(abs(wanted[cue] - calls / 3) <= 2 for cue in "ABC")
+
+
 def test_a_larger_round_begins_with_the_same_calls() -> None:
     pool = make_pool(SEEDS, KEPT, Steering("balanced", 0.5))
     options = {"round_index": 1, "demos": 3, "run_seed": 7, "back_generation": 0.5}

@@ -7,8 +7,10 @@ among many. The pool can be steered instead: what is dense is shown less, and se
 from __future__ import annotations
 
 import random
+from bisect import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from statistics import fmean
 from typing import Literal
 
@@ -21,6 +23,8 @@ LONGEST_CUE = 200
 """Characters of a response that can stand before a prompt in a list of one-line examples; a guess."""
 SUPPORT = 2.0
 """Kept responses that are alike before a backward call asks for more of them: F invents answers, each once; a guess."""
+GOLDEN = (5**0.5 - 1) / 2
+"""Of all steps round a circle, the one whose points stay furthest apart."""
 
 
 @dataclass(frozen=True)
@@ -101,10 +105,15 @@ def plan_calls(
 
     A share `back_generation` of the calls is backward: its examples have a cue each, and it asks for prompts to a cue
     that is drawn by rarity. Its own prompt is the last example; of a kind that only probes have shown there is none.
+    The cues of a round are drawn by equal steps round a circle on which each has its rarity, from a random start, so
+    that few calls spread over kinds as many would (a Kronecker sequence).
     """
     shown = [item for item in pool if item.shown]
     known = [item for item in shown if item.cue is not None]
     askable = [item for item in pool if item.cue is not None and item.rarity > 0]
+    around = sorted(askable, key=lambda item: item.cue or "")
+    ends = list(accumulate(item.rarity for item in around))
+    start = random.Random(derive_seed(run_seed, "cues", round_index)).random()
     plans = []
     for index in range(calls):
         name = call_id(round_index, index)
@@ -113,7 +122,7 @@ def plan_calls(
         if not (backward and known and askable):
             plans.append(Plan(name, tuple(_draw(shown, demos, draw))))
             continue
-        (wanted,) = draw.choices(askable, [item.rarity for item in askable])
+        wanted = around[bisect(ends, (start + index * GOLDEN) % 1 * ends[-1], hi=len(ends) - 1)]
         own = (wanted,) if wanted.shown else ()
         others = _draw([item for item in known if item is not wanted], demos - len(own), draw)
         plans.append(Plan(name, (*others, *own), wanted.cue, "backward" if own else "probed"))

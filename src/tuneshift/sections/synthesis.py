@@ -14,8 +14,10 @@ PRESETS: dict[str, dict[str, Any]] = {
     "tuneshift": {
         "pool_sampling": "balanced",
         "seed_share": 0.5,
-        "back_generation": 0.5,
+        "back_generation": 1.0,
         "probes": 256,
+        "per_call": 5,
+        "calls_per_round": 16,
         "oversample": 2.0,
         "select": "balanced",
     },
@@ -33,9 +35,9 @@ class SynthesisSection(Section):
 
     preset: Literal["paper", "tuneshift"] = Field(
         "paper",
-        description="What `pool_sampling`, `seed_share`, `back_generation`, `probes`, `oversample` and `select` are "
-        "where they are not given: `paper` is the paper's loop, with the defaults below; `tuneshift` steers it to all "
-        "that F knows, see docs/coverage.md.",
+        description="What `per_call`, `calls_per_round`, `pool_sampling`, `seed_share`, `back_generation`, `probes`, "
+        "`oversample` and `select` are where they are not given: `paper` is the paper's loop, with the defaults below; "
+        "`tuneshift` steers it to all that F knows, see docs/coverage.md.",
     )
     target_size: int = Field(250, ge=1, description="Wanted kept pairs (paper, section H.1).")
     demos: int = Field(5, ge=1, description="Examples shown to the generator in a call (paper, section 3.4).")
