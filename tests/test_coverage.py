@@ -6,7 +6,7 @@ import math
 import random
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
@@ -168,6 +168,18 @@ def test_thinning_out_cuts_large_clusters_to_one_level(names: list[str], size: i
     before, after = Counter(names), Counter(map(skeleton_of, chosen))
     level = max(after.values())
     assert all(level - 1 <= after[name] <= level or after[name] == before[name] for name in before)
+
+
+def test_the_surest_of_each_kind_are_left() -> None:
+    names = "ABAABAAACA"
+    sure = [-0.1, -0.2, -0.3, -0.01, -0.5, -0.4, -0.02, -0.6, -2.0, -0.7]
+    candidates = [
+        replace(one, y_f=replace(one.y_f, token_logprobs=(logprob, logprob)))
+        for one, logprob in zip((answered(n, name) for n, name in enumerate(names)), sure, strict=True)
+        if one.y_f is not None
+    ]
+    chosen = choose(candidates, 5, "surest", seed=0)
+    assert [c.id for c in chosen] == ["p0001", "p0003", "p0004", "p0006", "p0008"]  # two A, both B, the only C
 
 
 @pytest.mark.parametrize("seed", range(6))

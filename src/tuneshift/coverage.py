@@ -10,12 +10,11 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from tuneshift.engines.base import derive_seed
 from tuneshift.run.records import Candidate, GeneratorCall, Probe
 
 if TYPE_CHECKING:
@@ -122,16 +121,16 @@ def densities(skeletons: Sequence[str]) -> list[float]:
     return [by_skeleton[each] for each in skeletons]
 
 
-def thin_out(candidates: Sequence[Candidate], size: int, *, seed: int) -> list[Candidate]:
+def thin_out(candidates: Sequence[Candidate], size: int, *, rank: Callable[[Candidate], float]) -> list[Candidate]:
     """Return `size` of the answered candidates, in the order given: one by one the densest is left out.
 
     Where clusters share no word the largest one loses a candidate each time, so small ones stay whole and large ones
-    are cut to one level. Which candidate of a cluster goes is drawn by a hash of the seed and its id.
+    are cut to one level. Of a cluster the candidate of the highest `rank` goes first.
     """
     import numpy as np
 
     clusters: dict[str, list[Candidate]] = defaultdict(list)
-    for candidate in sorted(candidates, key=lambda c: derive_seed(seed, "thin", c.id)):
+    for candidate in sorted(candidates, key=rank):
         clusters[skeleton_of(candidate)].append(candidate)
     left = list(clusters.values())
     similarity = Similarity(list(clusters))

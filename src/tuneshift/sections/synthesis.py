@@ -85,10 +85,11 @@ class SynthesisSection(Section):
     oversample: float = Field(
         1.0, ge=1, description="Keep this many times `target_size` before pairs are chosen; costs as much more."
     )
-    select: Literal["first", "random", "balanced"] = Field(
+    select: Literal["first", "random", "balanced", "surest"] = Field(
         "first",
-        description="Which `target_size` of the kept pairs are learnt: the first, drawn by a hash of their ids, or "
-        "those that are left when pairs are taken out where most responses are alike.",
+        description="Which `target_size` of the kept pairs are learnt: the `first`, drawn by a hash of their ids "
+        "(`random`), or those that are left when pairs are taken out where most responses are alike, of these by a "
+        "hash (`balanced`) or where F is least sure (`surest`).",
     )
     max_candidates: int = Field(10_000, ge=1, description="Stop after this many candidates, whatever was kept.")
     max_rounds: int = Field(500, ge=1, description="Stop after this many rounds.")
