@@ -7,6 +7,7 @@ import re
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,8 +15,8 @@ from conftest import make_tokenizer
 from page_run import made_origin, make_run, plain_texts
 from tokenizers import Tokenizer
 from tokenizers.decoders import ByteLevel as ByteLevelDecoder
-from tokenizers.models import BPE
-from tokenizers.pre_tokenizers import ByteLevel
+from tokenizers.models import BPE, WordLevel
+from tokenizers.pre_tokenizers import ByteLevel, Whitespace
 from transformers import PreTrainedTokenizerFast
 
 from tuneshift.criteria import Criterion, decide_all
@@ -34,6 +35,7 @@ from tuneshift.report.page.variety import spans
 from tuneshift.run.directory import RunDirectory
 from tuneshift.run.ledger import Ledger
 from tuneshift.run.records import Candidate, GeneratorCall, Response
+from tuneshift.sections.synthesis import SynthesisSection
 
 
 def document_of(run: RunDirectory) -> dict[str, Any]:
@@ -301,6 +303,27 @@ def test_tokens_beyond_the_budget_are_left_out_kept_ones_last(
     assert 0 < found["shaded"] < found["answers"]
     assert sum(len(reply["pieces"]) for row in shaded for reply in (row["f"], row["b"]) if reply) <= 60
     assert all(row["kept"] for row in shaded)
+
+
+def test_a_thousand_candidates_with_answers_of_the_default_length_stay_below_6_mb() -> None:
+    words = [*(f"{number:03d}" for number in range(500)), "[UNK]"]  # English has 4 letters a token, the space included
+    made = Tokenizer(WordLevel({word: place for place, word in enumerate(words)}, unk_token="[UNK]"))
+    made.pre_tokenizer = Whitespace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=made)
+
+    def answer(start: int) -> Response:
+        ids = tuple((start + place) % 500 for place in range(SynthesisSection().max_new_tokens))
+        logprobs = tuple(-0.002 * token for token in ids)  # up to 1 nat
+        return Response(" ".join(words[token] for token in ids), ids, logprobs, -0.1, "eos", False)
+
+    candidates = [
+        Candidate(f"p{n}", 0, "c", "a prompt " * 20, "", n % 4 == 0, "kept", answer(n), answer(n + 7))
+        for n in range(1000)
+    ]  # of which 250 are kept
+    sources = SimpleNamespace(candidates=candidates, source_tokenizer=tokenizer, count_eos=False)
+    found = page_examples.examples(sources)  # type: ignore[arg-type]
+    assert found["shaded"] == found["answers"] == 2000
+    assert len(as_data(found)) < 5.7e6  # what else the page holds takes 0.2 MB
 
 
 def test_control_direction_and_hidden_characters_are_shown() -> None:

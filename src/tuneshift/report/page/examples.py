@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 TEXT_BUDGET = 15_000_000  # characters of all texts, so that a page of 10,000 candidates stays below 40 MB; a guess
 LEAST_TEXT = 300  # characters that every text has, however many there are; a guess
-TOKEN_BUDGET = 800_000  # tokens with their surprise, at about 12 bytes each; a guess at what a browser holds easily
+TOKEN_BUDGET = 800_000  # tokens with their surprise, at about 10 bytes each; a guess at what a browser holds easily
 
 
 def examples(sources: Sources) -> dict[str, Any]:
     """Return every candidate as a row, and what had to be left out of the rows.
 
     A row's `stuck` is the reason for which no threshold can keep it, `null` where one can. A response is its text, or
-    its text in `pieces`, a token each, with their `logprobs` under F in nats.
+    its text in `pieces`, a token each, with the `surprise` of each under F in hundredths of a nat, which are short.
     """
     candidates = sources.candidates
     limit = max(LEAST_TEXT, TEXT_BUDGET // (3 * max(1, len(candidates))))
@@ -71,13 +71,13 @@ def _response(response: Response, count_eos: bool, pieces: list[str] | None, lim
         return found | {"text": clip(response.text, limit)}
     return found | {
         "pieces": pieces,
-        "logprobs": [_rounded(value) for value in response.token_logprobs],
-        "eos": None if response.eos_logprob is None else _rounded(response.eos_logprob),
+        "surprise": [_hundredths(value) for value in response.token_logprobs],
+        "eos": None if response.eos_logprob is None else _hundredths(response.eos_logprob),
     }
 
 
-def _rounded(logprob: float) -> float | None:
-    return round(logprob, 3) if math.isfinite(logprob) else None
+def _hundredths(logprob: float) -> int | None:
+    return round(-100 * logprob) if math.isfinite(logprob) else None
 
 
 def clip(text: str, limit: int) -> str:

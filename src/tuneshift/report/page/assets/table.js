@@ -181,19 +181,19 @@ function detailReplies(row) {
   ]);
 }
 
-const nats = (logprob) => (logprob === null ? "not finite" : (-logprob).toFixed(2));
+const nats = (hundredths) => (hundredths === null ? "not finite" : (hundredths / 100).toFixed(2));
 function surpriseTable(reply) {
-  const tokens = reply.pieces.map((piece, index) => [JSON.stringify(piece), nats(reply.logprobs[index])]);
+  const tokens = reply.pieces.map((piece, index) => [JSON.stringify(piece), nats(reply.surprise[index])]);
   return table(["token", "nats"], reply.eos === null ? tokens : [...tokens, ["end", nats(reply.eos)]]);
 }
 
-const BOUNDS = [0.1, 0.5, 2, 5]; // nats: a token of 90 %, 61 %, 14 % and 0.7 % probability
+const BOUNDS = [10, 50, 200, 500]; // hundredths of a nat: a token of 90 %, 61 %, 14 % and 0.7 % probability
 function surprising(reply) {
   if (!reply.pieces) return [replyText(reply)];
-  const token = (text, logprob, kind = "") => {
-    const level = logprob === null ? 0 : BOUNDS.filter((bound) => -logprob >= bound).length;
-    return el("span", { class: `token s${level} ${kind}`, title: logprob === null ? nats(null) : `${nats(logprob)} nats` }, text);
+  const token = (text, surprise, kind = "") => {
+    const level = surprise === null ? 0 : BOUNDS.filter((bound) => surprise >= bound).length;
+    return el("span", { class: `token s${level} ${kind}`, title: surprise === null ? nats(null) : `${nats(surprise)} nats` }, text);
   };
   const end = reply.eos === null ? [] : [" ", token("end", reply.eos, "end")];
-  return [...reply.pieces.map((piece, index) => token(piece, reply.logprobs[index])), ...end];
+  return [...reply.pieces.map((piece, index) => token(piece, reply.surprise[index])), ...end];
 }
