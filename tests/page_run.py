@@ -161,4 +161,10 @@ def _verdict(evaluated: bool) -> dict[str, Any]:
         arm: [Outcome(f"e{n:05d}", "x", n < right, "eos", {"exact_match": n < right}) for n in range(12)]
         for arm, right in rights.items()
     }
-    return {**judge(**arms), "chance": 0.25, "chance_reason": None, "regression": None, "questions": {}}
+    return {
+        **judge(**arms),
+        "chance": 0.25,
+        "chance_reason": None,
+        "regression": None,
+        "questions": {"metric": "exact_match"},
+    }

@@ -52,7 +52,7 @@ def test_a_transfer_is_judged_on_a_benchmark(finished: Path) -> None:
             assert rate["interval"]["low"] <= rate["accuracy"] <= rate["interval"]["high"]
     outcomes = read_jsonl(finished / "evaluation/after.jsonl")
     assert all(set(row["graded"]) == {"flexible_extract", "strict_match"} for row in outcomes)
-    assert "By `strict_match`: target before 0 of 4" in (finished / "report.md").read_text()
+    assert "By strict_match: target before 0 of 4" in (finished / "report.md").read_text()
 
 
 def evaluate(run: Path, capsys: pytest.CaptureFixture[str], **settings: Any) -> dict[str, Any]:

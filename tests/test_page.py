@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,10 +23,10 @@ from transformers import PreTrainedTokenizerFast
 from tuneshift.criteria import Criterion, decide_all
 from tuneshift.report.embedding import embed, flat_map
 from tuneshift.report.figures import ROUNDS, THEMES, drawing_library, drawings
-from tuneshift.report.markdown import fenced
+from tuneshift.report.markdown import accuracy_section, fenced
 from tuneshift.report.page import examples as page_examples
 from tuneshift.report.page import render as render_module
-from tuneshift.report.page.document import page_document
+from tuneshift.report.page.document import page_document, verdict_part
 from tuneshift.report.page.examples import token_pieces
 from tuneshift.report.page.family import family
 from tuneshift.report.page.learning import tokens_of
@@ -143,12 +144,33 @@ def test_every_section_is_there_and_measured(document: dict[str, Any]) -> None:
     assert names == [row[0] for row in document["verdict"]["rows"] if row[0] != "Chance"]  # chart and table agree
 
 
+def test_the_page_says_of_the_accuracy_what_report_md_says(run: RunDirectory, document: dict[str, Any]) -> None:
+    page = unescape(render(document))
+    told = accuracy_section(json.loads(run.verdict.read_text())).split("\n")
+    facts = [line.removeprefix("- ") for line in told if line.startswith("- ")]
+    assert any(fact.startswith("Not carried over: of 11 items that the source has right") for fact in facts)
+    assert all(f"<li>{fact}</li>" in page for fact in facts)
+
+
+def test_hosted_generators_and_regression_questions_are_told_in_sentences(run: RunDirectory) -> None:
+    verdict = json.loads(run.verdict.read_text())
+    usage = {"prompt_tokens": 1200, "completion_tokens": 34, "requests": 5, "unreported": 1, "cost": 0.25}
+    regression = {
+        key: verdict[key]
+        for key in ("before", "after", "source", "base", "difference", "difference_interval", "chance")
+    } | {"non_inferior": None, "margin": 0.02, "lower_bound": -0.1}
+    part = verdict_part({**verdict, "generator_usage": usage, "regression": regression})
+    page = render({**document_of(run), "verdict": part})
+    assert "counted 1,200 prompt tokens and 34 written ones in 5 requests, at a cost of 0.25" in page
+    assert "<li>Change on the regression questions +66.7 points" in page
+
+
 def test_a_run_without_questions_has_all_other_sections(tmp_path: Path) -> None:
     found = document_of(make_run(tmp_path, plain_texts(30), evaluated=False))
     assert found["verdict"]["arms"] is None
     assert found["origins"]["overlap"]["evaluation questions"]["references"] == 0
     page = render(found)
-    assert "No evaluation is configured" in page
+    assert page.split("<script")[0].count("No evaluation is configured") == 1
     assert "Family tree" in page
 
 
@@ -268,7 +290,7 @@ def test_shares_are_said_and_warnings_begin_as_sentences(document: dict[str, Any
     page = render({**document, "warnings": ["two of 9 kinds"]})
     assert "Two of 9 kinds" in page
     assert re.search(
-        r'<th scope="row">kept</th><td class="num">\d+</td><td><svg.*?</svg><span class="unseen">\d+ %<', page
+        r'<th scope="row">kept</th><td class="num">\d+</td><td><svg.*?</svg><span class="unseen">\d+%<', page
     )
 
 

@@ -60,7 +60,7 @@ def decided_as_reselect_does(page: Page, run: RunDirectory, settings: list[tuple
         expected = reselect(run, overrides)
         found = {name: shown_number(page, f"{name}-count") for name in ("kept", "added", "removed")}
         assert found == {"kept": expected["kept"], "added": expected["added"], "removed": -expected["removed"]}
-        assert page.inner_text("#keep-rate") == f"{100 * expected['kept'] / candidates:.1f} %"
+        assert page.inner_text("#keep-rate") == f"{100 * expected['kept'] / candidates:.1f}%"
         if rule == "ppl_diff":
             quadrants = page.locator("#scatter [data-quadrant]").all_text_contents()
             reasons = {**expected["reasons"], "low-high": expected["kept"]}
@@ -321,7 +321,7 @@ def test_a_studys_page_shows_every_measured_arm_to_anybody(
     page = open_page(study, viewport, color_scheme=scheme)
     assert page.locator("#chart-0 path.interval.trained").count() == 8 - 1  # low_low kept nothing
     assert page.locator("#chart-0 rect.untrained").count() == 3
-    assert "random 65.7 %" in (page.get_attribute("#chart-0 svg", "aria-label") or "")
+    assert "random 65.7%" in (page.get_attribute("#chart-0 svg", "aria-label") or "")
     page.evaluate("document.querySelectorAll('details').forEach((node) => { node.open = true; })")
     assert serious(Axe().run(page).response) == []
     assert page.evaluate("document.documentElement.scrollWidth") == viewport["width"]

@@ -24,10 +24,8 @@ from tuneshift.errors import Interrupted, RunDirectoryError
 from tuneshift.evaluate.stats import Proportion
 from tuneshift.progress import Progress, Stage
 from tuneshift.run.directory import RunDirectory
-from tuneshift.run.watching import Snapshot, read_snapshot
+from tuneshift.run.watching import STAGES, Snapshot, read_snapshot
 
-STAGES = {"preflight": "preflight", "synthesis": "synthesis", "distill": "distillation", "evaluate": "evaluation"}
-"""The stages whose seconds the ledger has, and what the view calls them."""
 REASONS = 6  # of the drop reasons are named
 REFRESH_SECONDS = 1.0
 READING_SHARE = 0.05  # of the time that reading the ledger may take: it grows, and the run needs the processor

@@ -14,6 +14,7 @@ from tuneshift.run.directory import RunDirectory, read_json, write_atomically
 from tuneshift.run.ledger import Ledger
 from tuneshift.run.records import Candidate, Response
 from tuneshift.run.stored import counts_eos
+from tuneshift.run.watching import by_stage
 
 EXAMPLES = 8
 
@@ -32,7 +33,7 @@ def write_report(run: RunDirectory, ledger: Ledger) -> None:
         _coverage(verdict["coverage"]),
         _expected_margin(decomposition(candidates, ledger.rounds())),
         _training(training),
-        "## Time\n\n" + markdown_table(["stage", "seconds"], [[k, f"{v:.1f}"] for k, v in verdict["seconds"].items()]),
+        _time(verdict["seconds"]),
         _examples(candidates, count_eos=counts_eos(ledger)),
         "## Settings\n\n" + fenced(run.config.read_text(encoding="utf-8").rstrip("\n"), "yaml"),
     ]
@@ -66,16 +67,20 @@ def accuracy_section(verdict: dict[str, Any]) -> str:
     """Return the accuracies with their intervals, the gain and what was lost; nothing where nothing was measured."""
     if verdict["improved"] is None:
         return ""
+    table = markdown_table(ACCURACY_HEADER, accuracy_rows(verdict))
+    return "\n".join(["## Accuracy", "", table, "", *(f"- {fact}" for fact in accuracy_facts(verdict))])
+
+
+def accuracy_facts(verdict: dict[str, Any]) -> list[str]:
+    """Return what a measured verdict says beside the accuracies, a sentence each: gain, recovery, power, flips."""
     n = verdict["after"]["n"]
-    lines = [
-        markdown_table(ACCURACY_HEADER, accuracy_rows(verdict)),
-        "",
-        f"- Gain {points_with_interval(verdict['difference'], verdict['difference_interval'], n)}; "
-        f"{verdict['gained_items']} items gained, {verdict['lost_items']} lost; exact McNemar "
+    facts = [
+        f"Gain {points_with_interval(verdict['difference'], verdict['difference_interval'], n)}; "
+        f"{verdict['gained_items']} gained, {verdict['lost_items']} lost of {n} items; exact McNemar "
         f"p = {verdict['mcnemar_p']:.3g} (mid-p {verdict['mcnemar_mid_p']:.3g}).",
     ]
     if verdict["recovery"] is None:
-        lines.append(f"- Recovery: n/a ({verdict['recovery_reason']}).")
+        facts.append(f"Recovery: n/a ({verdict['recovery_reason']}).")
     else:
         interval = verdict["recovery_interval"]
         shown = (
@@ -83,20 +88,21 @@ def accuracy_section(verdict: dict[str, Any]) -> str:
             if interval
             else f"no interval: {verdict['recovery_reason']}"
         )
-        lines.append(f"- Recovery (after - before) / (source - before): {verdict['recovery']:.2f} ({shown}).")
+        facts.append(f"Recovery (after - before) / (source - before): {verdict['recovery']:.2f} ({shown}).")
     smallest = verdict["minimum_detectable_difference"]
-    if smallest is not None:
-        lines.append(
-            f"- Smallest gain that {n} items show with 80 % power at this rate of changed answers: "
-            f"{smallest * 100:.1f} points."
-        )
-    lines += [f"- By `{metric}`: {shown}." for metric, shown in _other_metrics(verdict)]
+    facts.append(
+        "The smallest gain that these items could show is not known: no answer changed."
+        if smallest is None
+        else f"Smallest gain that {n} items show with 80 % power at this rate of changed answers: "
+        f"{smallest * 100:.1f} points."
+    )
+    facts += [f"By {metric}: {shown}." for metric, shown in _other_metrics(verdict)]
     flips = verdict["negative_flips"]
-    lines += [
-        f"- Negative flips: {_flips(flips['before'], 'the target had right before')}.",
-        f"- Not carried over: {_flips(flips['source'], 'the source has right')}.",
+    return [
+        *facts,
+        f"Negative flips: {_flips(flips['before'], 'the target had right before')}.",
+        f"Not carried over: {_flips(flips['source'], 'the source has right')}.",
     ]
-    return "## Accuracy\n\n" + "\n".join(lines)
 
 
 def _other_metrics(verdict: dict[str, Any]) -> list[tuple[str, str]]:
@@ -156,16 +162,15 @@ def _selection(verdict: dict[str, Any]) -> str:
         f"## Candidates\n\n{n} candidates in {verdict['rounds']} rounds; {verdict['stop_reason']}; "
         f"criterion {verdict['criterion']}{tau}.\n\n"
         + markdown_table(["outcome", "candidates", "share"], rows)
-        + _api_usage(verdict["generator_usage"])
+        + (f"\n\n{usage_line(verdict['generator_usage'])}" if verdict["generator_usage"] else "")
     )
 
 
-def _api_usage(usage: dict[str, Any] | None) -> str:
-    if usage is None:
-        return ""
+def usage_line(usage: dict[str, Any]) -> str:
+    """Return what a hosted generator counted and charged."""
     price = "" if usage["cost"] is None else f", at a cost of {usage['cost']:.4g} in the currency of the prices"
     return (
-        f"\n\nThe generator's API counted {usage['prompt_tokens']:,} prompt tokens and {usage['completion_tokens']:,} "
+        f"The generator's API counted {usage['prompt_tokens']:,} prompt tokens and {usage['completion_tokens']:,} "
         f"written ones in {usage['requests']:,} requests{price}. {usage['unreported']} more may have been charged "
         "without a count."
     )
@@ -194,6 +199,11 @@ def _training(training: dict[str, Any]) -> str:
         f"## Training\n\n{training['steps']} steps on {', '.join(training['target_modules'])} in "
         f"{training['seconds']:.0f} s{together}. Mean loss by epoch, in nats per response token: {shown}."
     )
+
+
+def _time(seconds: dict[str, float]) -> str:
+    rows = [[stage, f"{value:.1f}"] for stage, value in by_stage(seconds).items()]
+    return "## Time\n\n" + markdown_table(["stage", "seconds"], rows)
 
 
 def _examples(candidates: Sequence[Candidate], *, count_eos: bool) -> str:

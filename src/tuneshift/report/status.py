@@ -15,7 +15,7 @@ from tuneshift.run.directory import RunDirectory, read_json
 from tuneshift.run.ledger import Ledger
 from tuneshift.run.records import Candidate, Response
 from tuneshift.run.stored import counts_eos
-from tuneshift.run.watching import phase
+from tuneshift.run.watching import by_stage, phase
 
 
 def run_status(path: Path, *, examples: int) -> dict[str, Any]:
@@ -54,7 +54,7 @@ def status_lines(status: dict[str, Any]) -> list[str]:
         f"{status['run']}: {status['phase']}",
         f"{status['kept']} kept of {status['candidates']} candidates in {status['rounds']} rounds",
         *(f"  {count:6d}  {reason}" for reason, count in status["reasons"].items()),
-        "seconds: " + ", ".join(f"{stage} {value:.0f}" for stage, value in status["seconds"].items()),
+        "seconds: " + ", ".join(f"{stage} {value:.0f}" for stage, value in by_stage(status["seconds"]).items()),
     ]
     if (covered := status["coverage"]) is not None:
         lines += ["coverage:", *(f"  {sentence}" for sentence in coverage_sentences(covered))]

@@ -65,7 +65,9 @@ def print_verdict(verdict: dict[str, Any], path: Path, as_json: bool) -> None:
 
 
 def _print_costs(verdict: dict[str, Any], console: Console) -> None:
-    stages = ", ".join(f"{stage} {value:.0f}" for stage, value in verdict["seconds"].items())
+    from tuneshift.run.watching import by_stage
+
+    stages = ", ".join(f"{stage} {value:.0f}" for stage, value in by_stage(verdict["seconds"]).items())
     total, memory = sum(verdict["seconds"].values()), verdict["peak_memory_bytes"] / 2**30
     console.print(f"kept {verdict['kept']} of {verdict['candidates']} candidates; peak memory {memory:.1f} GiB")
     console.print(f"{total:.0f} s: {stages}")

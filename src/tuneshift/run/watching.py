@@ -10,6 +10,7 @@ import json
 import math
 import os
 import socket
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -20,6 +21,8 @@ from tuneshift.run.directory import RunDirectory
 from tuneshift.run.ledger import Counts, Ledger
 from tuneshift.run.records import Usage
 
+STAGES = {"preflight": "preflight", "synthesis": "synthesis", "distill": "distillation", "evaluate": "evaluation"}
+"""A run's stages, by the names under which the ledger has their seconds, and what a person reads."""
 NOTED_SECONDS = 1.0  # at least this long between two notes of one stage: each waits for the disk
 
 
@@ -80,6 +83,11 @@ def read_snapshot(run: RunDirectory) -> Snapshot | None:
             usage=usage,
             cost=_cost(settings.get("generator", {}).get("api"), usage),
         )
+
+
+def by_stage(seconds: Mapping[str, float]) -> dict[str, float]:
+    """Return a ledger's seconds by what a person reads; what is no stage of a run stays: `measure`."""
+    return {STAGES.get(name, name): value for name, value in seconds.items()}
 
 
 def phase(run: RunDirectory, stop_reason: str | None) -> str:

@@ -11,13 +11,14 @@ from tuneshift.coverage import collapse
 from tuneshift.criteria import Criterion
 from tuneshift.evaluate.verdict import ARMS, points_with_interval, sentence
 from tuneshift.report.coverage import cluster_rows, spread_sentences
-from tuneshift.report.markdown import ACCURACY_HEADER, accuracy_rows, regression_line
+from tuneshift.report.markdown import ACCURACY_HEADER, accuracy_facts, accuracy_rows, regression_line, usage_line
 from tuneshift.report.page.examples import examples
 from tuneshift.report.page.family import family
 from tuneshift.report.page.learning import learning
 from tuneshift.report.page.origins import origins
 from tuneshift.report.page.sources import Sources, or_missing
 from tuneshift.report.page.variety import variety
+from tuneshift.run.watching import by_stage
 
 LIVE_RULES = {"ppl_diff": ("tau",), "asymmetric": ("tau_f", "tau_b"), "ratio": ("ratio",)}
 """The rules that the page decides by itself, and the thresholds that they read; see assets/decide.js."""
@@ -51,8 +52,7 @@ def page_document(sources: Sources) -> dict[str, Any]:
 
 def verdict_part(verdict: dict[str, Any]) -> dict[str, Any]:
     """Return the outcome: sentences and figures ready to be shown, and the arms' intervals to be drawn."""
-    usage = verdict["generator_usage"]
-    judged = verdict["improved"] is not None
+    judged, usage = verdict["improved"] is not None, verdict["generator_usage"]
     return {
         "improved": verdict["improved"],
         "sentence": sentence(verdict),
@@ -63,16 +63,16 @@ def verdict_part(verdict: dict[str, Any]) -> dict[str, Any]:
         "gain": points_with_interval(verdict["difference"], verdict["difference_interval"], verdict["after"]["n"])
         if judged
         else None,
+        "facts": accuracy_facts(verdict) if judged else [],
         **{
             key: verdict.get(key)
             for key in (
-                "mcnemar_p", "gained_items", "lost_items", "recovery", "recovery_interval", "recovery_reason",
-                "minimum_detectable_difference", "seconds", "reasons", "candidates", "kept", "trained_pairs",
-                "stop_reason",
+                "recovery", "recovery_interval", "recovery_reason", "reasons", "candidates", "rounds", "kept",
+                "trained_pairs", "stop_reason",
             )
         },
-        "rounds": verdict["rounds"],
-        "usage": usage,
+        "seconds": by_stage(verdict["seconds"]),
+        "usage": None if usage is None else {**usage, "sentence": usage_line(usage)},
         "regression": regression_line(verdict["regression"]) if verdict["regression"] else None,
     }  # fmt: skip
 

@@ -85,7 +85,7 @@ def render(document: dict[str, Any], kind: Kind = REPORT) -> str:
     environment = Environment(
         loader=FunctionLoader(_asset), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters["number"] = number
+    environment.filters |= {"number": number, "percent": percent}
     return environment.get_template(kind.template).render(
         **shown,
         style=_safe(style),
@@ -132,6 +132,11 @@ def source_hash(text: str) -> str:
 def number(value: float | None, digits: int = 2) -> str:
     """Return a number for people, or that there is none."""
     return "n/a" if value is None else f"{value:.{digits}f}"
+
+
+def percent(share: float | None, digits: int = 0) -> str:
+    """Return a share for people, or that there is none."""
+    return "n/a" if share is None else f"{share:.{digits}%}"
 
 
 def _safe(text: str) -> Any:

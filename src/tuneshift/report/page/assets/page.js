@@ -15,7 +15,7 @@ const el = (tag, attributes = {}, ...children) => fill(document.createElement(ta
 const svg = (tag, attributes = {}, ...children) =>
   fill(document.createElementNS("http://www.w3.org/2000/svg", tag), attributes, children);
 
-const percent = (share, digits = 0) => `${(100 * share).toFixed(digits)} %`;
+const percent = (share, digits = 0) => `${(100 * share).toFixed(digits)}%`;
 function shownPerplexity(value) {
   if (value === null) return "n/a";
   return value < 100 ? value.toFixed(2) : value < 1e5 ? value.toFixed(0) : value.toExponential(1);
