@@ -30,6 +30,7 @@ from tuneshift.report.page.document import page_document, verdict_part
 from tuneshift.report.page.examples import token_pieces
 from tuneshift.report.page.family import family
 from tuneshift.report.page.learning import tokens_of
+from tuneshift.report.page.origins import unusual_settings
 from tuneshift.report.page.render import REPORT, RESULTS, as_data, render, source_hash, visible, write_page
 from tuneshift.report.page.sources import Sources
 from tuneshift.report.page.variety import spans
@@ -456,6 +457,12 @@ def test_only_settings_that_differ_are_told(document: dict[str, Any]) -> None:
     assert told["seeds"] == ('"seeds.jsonl"', None)
     assert "synthesis.target_size" not in told
     assert "criterion.tau" not in told  # set, but to what it is anyway
+
+
+def test_a_setting_that_the_run_did_not_know_is_not_told() -> None:
+    known = {"per_call": 10, "stop": [], "max_new_tokens": 256}
+    told = unusual_settings(SynthesisSection, known)
+    assert told == [{"key": "per_call", "value": "10", "default": str(SynthesisSection().per_call)}]
 
 
 def test_a_fence_is_longer_than_any_in_its_text() -> None:

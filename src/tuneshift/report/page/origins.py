@@ -42,10 +42,15 @@ def origins(sources: Sources) -> dict[str, Any]:
 
 
 def unusual_settings(section: type[BaseModel], values: dict[str, Any], prefix: str = "") -> list[dict[str, Any]]:
-    """Return the settings whose value is not the default, as JSON texts; a required one has no default."""
+    """Return the settings whose value is not the default, as JSON texts; a required one has no default.
+
+    A setting that is younger than the run, and so is not among its `values`, is none of its own.
+    """
     found = []
     for name, field in section.model_fields.items():
-        inner, value = section_class(field), values.get(name)
+        if name not in values:
+            continue
+        inner, value = section_class(field), values[name]
         if inner is not None and isinstance(value, dict):
             found += unusual_settings(inner, value, f"{prefix}{name}.")
             continue

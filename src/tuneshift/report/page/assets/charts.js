@@ -27,8 +27,8 @@ function logTicks(low, high, place) {
   return kept;
 }
 
-function linearTicks(high, wanted = 4) {
-  const rough = high / wanted;
+function linearTicks(high, least = 0) { // `least` is 1 for what is counted
+  const rough = Math.max(least, high / 4);
   const unit = 10 ** Math.floor(Math.log10(rough || 1));
   const step = [1, 2, 5, 10].map((factor) => factor * unit).find((value) => value >= rough) || 1;
   return Array.from({ length: Math.floor(high / step + 1e-9) + 1 }, (_, index) => index * step);

@@ -37,7 +37,7 @@ function flow(width, columns, bands) {
   const most = Math.max(...columns.map((_, index) => bands.reduce((sum, band) => sum + band.values[index], 0)));
   const y = linear(0, most, box.bottom, box.top);
   const label = `Kept pairs by round in ${count(bands.length, "band")}; the tables below have the same.`;
-  const chart = frame(box, label, { x: () => 0, y, xTicks: [], yTicks: linearTicks(most), xName: "round", yName: "kept pairs" });
+  const chart = frame(box, label, { x: () => 0, y, xTicks: [], yTicks: linearTicks(most, 1), xName: "round", yName: "kept pairs" });
   const every = Math.ceil(Math.max(...columns.map((column) => 7 * column.label.length + 8)) / step);
   const below = columns.map(() => 0);
   for (const band of bands.toReversed()) { // so that they stand in the legend's order

@@ -1,6 +1,4 @@
 // Both distributions, the plane, and the control that decides every candidate again.
-const LABELS = { ppl_diff: "one tau", asymmetric: "a tau for each", ratio: "ratio" };
-const NAMES = { tau: "tau", tau_f: "tau of y_f", tau_b: "tau of y_b", ratio: "ratio" };
 const choice = {
   rule: DATA.rule.name in DATA.rule.live ? DATA.rule.name : "ppl_diff",
   at: { ...DATA.rule.thresholds },
@@ -27,12 +25,12 @@ function startPerplexity() {
     requestAnimationFrame(() => { waiting = false; apply(); });
   };
   const pick = (rule) => { choice.rule = rule; byId("thresholds").replaceChildren(...sliders(soon)); soon(); };
-  byId("rules").append(...choices("rule", Object.entries(LABELS), choice.rule, pick));
+  byId("rules").append(...choices("rule", Object.keys(DATA.rule.live).map((rule) => [rule, rule]), choice.rule, pick));
   byId("thresholds").replaceChildren(...sliders(soon));
   const own = DATA.rule.name in DATA.rule.live;
-  const said = (DATA.rule.live[DATA.rule.name] || []).map((name) => `${NAMES[name]} ${DATA.rule.thresholds[name]}`).join(", ");
+  const said = (DATA.rule.live[DATA.rule.name] || []).map((name) => `${name} ${DATA.rule.thresholds[name]}`).join(", ");
   byId("run-rule").textContent = `The run itself decided by ${DATA.rule.name}${said && `, ${said}`}${DATA.rule.calibrated ? " (calibrated)" : ""}.`
-    + (own ? "" : " That rule needs more than both perplexities, so the page starts at the paper's rule.");
+    + (own ? "" : " It is not decided by both perplexities alone, so the page starts at the paper's rule, ppl_diff.");
   const copy = byId("copy");
   if (navigator.clipboard) {
     copy.hidden = false;
@@ -57,11 +55,11 @@ function sliders(changed) {
       changed();
     };
     const most = Math.max(4, Math.ceil(2 * DATA.rule.thresholds[name]));
-    const slider = el("input", { type: "range", id: `at-${name}`, min: 1.01, max: most, step: 0.01, value: choice.at[name], "aria-label": NAMES[name] });
-    const field = el("input", { type: "number", min: 1.0001, step: "any", value: choice.at[name], "aria-label": `${NAMES[name]}, as a number` });
+    const slider = el("input", { type: "range", id: `at-${name}`, min: 1.01, max: most, step: 0.01, value: choice.at[name], "aria-label": name });
+    const field = el("input", { type: "number", min: 1.0001, step: "any", value: choice.at[name], "aria-label": `${name}, as a number` });
     slider.addEventListener("input", () => set(Number(slider.value), field));
     field.addEventListener("input", () => set(Number(field.value), slider));
-    return el("div", { class: "threshold" }, el("span", { "aria-hidden": "true" }, NAMES[name]), slider, field);
+    return el("div", { class: "threshold" }, el("span", { "aria-hidden": "true" }, name), slider, field);
   });
 }
 
@@ -106,7 +104,7 @@ function histogram(axis, id, reply) {
     const most = Math.max(1, ...counts.map(([below, above]) => below + above));
     const y = linear(0, most, box.bottom, box.top);
     const chart = frame(box, `Histogram of ${values.length} perplexities; the table below has the counts.`, {
-      x, y, xTicks: logTicks(1, end, x), yTicks: linearTicks(most), xName: perplexityOf(axis), yName: "candidates" });
+      x, y, xTicks: logTicks(1, end, x), yTicks: linearTicks(most, 1), xName: perplexityOf(axis), yName: "candidates" });
     const edge = (index) => end ** (index / bins);
     const wanted = axis === "f" ? 0 : 1; // the side that the rule wants
     counts.forEach((sides, index) => {
