@@ -202,7 +202,17 @@ def test_the_page_is_written_with_its_figures_light_and_dark_the_same_each_time(
             write_page(run, ledger, made_origin(run))
         written.append({path.name: path.read_bytes() for path in [run.page, *run.figures.iterdir()]})
     assert written[0] == written[1]
-    drawn = ["accuracy", "perplexity_f", "perplexity_b", "plane", "map", "family_seeds", "family_parents", "loss"]
+    drawn = [
+        "accuracy",
+        "perplexity_f",
+        "perplexity_b",
+        "plane",
+        "map",
+        "map_rounds",
+        "family_seeds",
+        "family_parents",
+        "loss",
+    ]
     files = {f"{name}_{shade}.{suffix}" for name in drawn for shade in ("light", "dark") for suffix in ("png", "svg")}
     assert set(written[0]) == {"report.html", *files}
     assert "in the folder figures/" in written[0]["report.html"].decode()
@@ -248,6 +258,15 @@ def test_the_map_stands_as_on_the_page(document: dict[str, Any]) -> None:
     seeds = [point["y"] for point in document["diversity"]["map"]["points"] if point["kind"] == "seed"]
     (line,) = [line for line in drawn(document, "map").lines if line.get_label() == "seed"]
     assert list(line.get_ydata()) == seeds
+
+
+def test_the_map_by_round_has_every_candidate_in_its_round(document: dict[str, Any]) -> None:
+    points = document["diversity"]["map"]["points"]
+    lines = {line.get_label(): list(line.get_xdata()) for line in drawn(document, "map_rounds").lines}
+    assert list(lines) == ["rounds from 1", "rounds from 2", "rounds from 3", "rounds from 4", "held-out", "seed"]
+    for number in range(4):
+        own = [point["x"] for point in points if point.get("round") == number]
+        assert lines[f"rounds from {number + 1}"] == own != []
 
 
 def test_figures_have_the_pages_colours() -> None:

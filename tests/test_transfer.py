@@ -26,7 +26,8 @@ RUN_FILES = {
     "adapter/README.md", "adapter/adapter_config.json", "adapter/adapter_model.safetensors",
     "adapter/tokenizer.json", "adapter/tokenizer_config.json",
     *(f"figures/{name}_{shade}.{suffix}"
-      for name in ("accuracy", "perplexity_f", "perplexity_b", "plane", "map", "family_seeds", "family_parents", "loss")
+      for name in ("accuracy", "perplexity_f", "perplexity_b", "plane", "map", "map_rounds", "family_seeds",
+                   "family_parents", "loss")
       for shade in ("light", "dark") for suffix in ("png", "svg")),
 }  # fmt: skip
 

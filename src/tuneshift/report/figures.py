@@ -122,7 +122,8 @@ def drawings(document: dict[str, Any]) -> dict[str, Callable[[Axes, Theme], None
         found["plane"] = lambda axes, theme: _plane(axes, theme, scored, document["rule"])
     points = (document["diversity"].get("map") or {}).get("points")
     if points:
-        found["map"] = lambda axes, theme: _map(axes, theme, points)
+        found["map"] = lambda axes, theme: _map(axes, theme, points, by_round=False)
+        found["map_rounds"] = lambda axes, theme: _map(axes, theme, points, by_round=True)
     tree = document["family"]
     if "missing" not in tree:
         found["family_seeds"] = lambda axes, theme: _flow(
@@ -194,21 +195,30 @@ def _plane(axes: Axes, theme: Theme, rows: Rows, rule: dict[str, Any]) -> None:
     axes.legend(frameon=False)
 
 
-def _map(axes: Axes, theme: Theme, points: Rows) -> None:
-    kinds = {
-        "dropped": ("x", theme.dropped),
-        "kept": ("o", theme.f),
-        "held_out": ("^", theme.held_out),
-        "seed": ("D", theme.t),
-    }
-    for kind, (mark, colour) in kinds.items():
-        chosen = [point for point in points if point["kind"] == kind]
+def _map(axes: Axes, theme: Theme, points: Rows, *, by_round: bool) -> None:
+    def of(kind: str) -> Rows:
+        return [point for point in points if point["kind"] == kind]
+
+    decided = [("dropped", "x", theme.dropped, of("dropped")), ("kept", "o", theme.f, of("kept"))]
+    groups = _sixths(points) if by_round else decided
+    groups += [("held-out", "^", theme.held_out, of("held_out")), ("seed", "D", theme.t, of("seed"))]
+    for label, mark, colour, chosen in groups:
         if chosen:
             places = [point["x"] for point in chosen], [point["y"] for point in chosen]
-            label = kind.replace("_", "-")
             axes.plot(*places, mark, color=colour, markersize=4, alpha=0.7, label=label, rasterized=len(points) > 2000)
     axes.set_axis_off()
     axes.legend(frameon=False)
+
+
+def _sixths(points: Rows) -> list[tuple[str, str, str, Rows]]:
+    """Return the candidates in sixths of the rounds, as on the page: label, mark, colour, points."""
+    rounds, parts = 1 + max(point.get("round", 0) for point in points), len(ROUNDS)
+    chosen: list[list[dict[str, Any]]] = [[] for _ in ROUNDS]
+    for point in points:
+        if "round" in point:
+            chosen[parts * point["round"] // rounds].append(point)
+    starts = [-(-place * rounds // parts) + 1 for place in range(parts)]
+    return [(f"rounds from {start}", "o", ink, own) for start, ink, own in zip(starts, ROUNDS, chosen, strict=True)]
 
 
 def _flow(axes: Axes, tree: dict[str, Any], by: str, colours: Sequence[str]) -> None:
