@@ -30,7 +30,7 @@ check: $(VENV)/installed  ## lint, format and types
 	$(BIN)/mypy
 
 docs: $(VENV)/installed  ## the documentation's site, in site/
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict  # Material's notice about another program
 
 format: $(VENV)/installed
 	$(BIN)/ruff check --fix .
