@@ -26,7 +26,7 @@ from tuneshift.report.figures import ROUNDS, THEMES, drawing_library, drawings
 from tuneshift.report.markdown import accuracy_section, fenced
 from tuneshift.report.page import examples as page_examples
 from tuneshift.report.page import render as render_module
-from tuneshift.report.page.document import page_document, verdict_part
+from tuneshift.report.page.document import page_document, repetition, verdict_part
 from tuneshift.report.page.examples import token_pieces
 from tuneshift.report.page.family import family
 from tuneshift.report.page.learning import tokens_of
@@ -304,6 +304,24 @@ def test_the_mask_view_keeps_characters_of_several_tokens() -> None:
     ids = tokenizer("a \U0001f600é!")["input_ids"]
     found = tokens_of(ids, [-100, *ids[1:]], tokenizer)
     assert found["tokens"] == ["a", " ", "", "", "", "\U0001f600", "", "é", "!"]
+
+
+@pytest.mark.parametrize(
+    ("near", "distinct", "told"),
+    [
+        ((0.0, 0.5), (0.8, 0.8), ["50% of the last prompts nearly repeat an earlier one: "]),
+        ((0.9, 0.49), (0.8, 0.56), []),
+        ((0.0, None), (0.8, 0.55), ["Pairs of words vary less and less: distinct-2 went from 0.80 in the first"]),
+        ((0.0, 0.0), (None, 0.1), []),
+        ((0.6,), (0.1,), ["60% of the last prompts nearly repeat"]),
+        ((), (), []),
+    ],
+)
+def test_prompts_that_repeat_themselves_are_warned_of(near: tuple[Any], distinct: tuple[Any], told: list[str]) -> None:
+    rounds = [{"near_duplicates": one, "distinct_2": other} for one, other in zip(near, distinct, strict=True)]
+    found = repetition({"rounds": rounds})
+    assert [sentence[: len(start)] for sentence, start in zip(found, told, strict=True)] == told
+    assert repetition({"missing": "the seeds are gone"}) == []
 
 
 def test_shares_are_said_and_warnings_begin_as_sentences(document: dict[str, Any]) -> None:
