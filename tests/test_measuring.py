@@ -555,8 +555,10 @@ def test_show_and_a_renewed_report_tell_the_expected_margin(run: Path, capsys: p
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["expected_margin"] is None
     assert "Expected margin" not in (run / "report.md").read_text()
     assert run_cli("measure", str(run), "--set", "criterion=kl") == 0
-    assert run_cli("report", str(run)) == 0
     capsys.readouterr()
+    assert run_cli("report", str(run)) == 0
+    written = [f"report: {run / 'report.html'}", f"markdown: {run / 'report.md'}"]
+    assert capsys.readouterr().out.splitlines() == written
     assert run_cli("show", str(run)) == 0
     found = decomposition(stored(run), [])
     assert found is not None

@@ -129,11 +129,14 @@ def test_the_manifest_names_the_commit_of_the_code(finished: Path) -> None:
     assert json.loads((finished / "manifest.json").read_text())["git"]["commit"] == asked.stdout.strip()
 
 
-def test_the_same_command_on_a_finished_run_changes_nothing(finished: Path) -> None:
+def test_the_same_command_on_a_finished_run_changes_nothing_and_says_where_the_report_is(
+    finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     names = files(finished) - {".lock"}
     before = {name: (finished / name).read_bytes() for name in names}
     assert run_cli("transfer", str(finished.parent / "config.yaml"), "--run-dir", str(finished)) == 3
     assert {name: (finished / name).read_bytes() for name in names} == before
+    assert f"report: {finished / 'report.html'}" in capsys.readouterr().out.splitlines()
 
 
 @pytest.mark.parametrize("setting", ["seeds", "evaluation.data"])

@@ -196,7 +196,7 @@ def report(run: RunPath, as_json: AsJson = False) -> None:
 
     with RunDirectory.existing(run) as directory:
         report_again(directory)
-        print_result({"report": str(directory.report), "page": str(directory.page)}, as_json, key_lines)
+        print_result({"report": str(directory.page), "markdown": str(directory.report)}, as_json, key_lines)
 
 
 @app.command()
