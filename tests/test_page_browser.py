@@ -61,8 +61,9 @@ def decided_as_reselect_does(page: Page, run: RunDirectory, settings: list[tuple
         found = {name: shown_number(page, f"{name}-count") for name in ("kept", "added", "removed")}
         assert found == {"kept": expected["kept"], "added": expected["added"], "removed": -expected["removed"]}
         assert page.inner_text("#keep-rate") == f"{100 * expected['kept'] / candidates:.1f}%"
+        quadrants = page.locator("#scatter [data-quadrant]").all_text_contents()
+        assert quadrants[:1] == ([] if rule == "ratio" else [f"low-high: {expected['kept']}"])
         if rule == "ppl_diff":
-            quadrants = page.locator("#scatter [data-quadrant]").all_text_contents()
             reasons = {**expected["reasons"], "low-high": expected["kept"]}
             names = ("low-high", "high-high", "low-low", "high-low")
             assert quadrants == [f"{name}: {reasons.get(name, 0)}" for name in names]
@@ -244,6 +245,16 @@ def serious(response: dict[str, Any]) -> list[str]:
 def test_the_page_never_scrolls_sideways(open_page: Open, run: RunDirectory, width: int) -> None:
     page = open_page(run, {"width": width, "height": 800})
     assert page.evaluate("document.documentElement.scrollWidth") == width
+
+
+def test_the_name_of_the_section_in_sight_is_in_sight_too(open_page: Open, run: RunDirectory) -> None:
+    page = open_page(run, PHONE, reduced_motion="reduce")
+    for section in ("provenance", "verdict"):
+        page.evaluate(f"document.getElementById('{section}').scrollIntoView()")
+        page.wait_for_selector(f"nav a[href='#{section}'][aria-current]")
+        box = page.locator("nav a[aria-current]").bounding_box()
+        assert box is not None
+        assert 0 <= box["x"] <= box["x"] + box["width"] <= PHONE["width"]
 
 
 def test_the_theme_follows_the_system_and_can_be_turned(open_page: Open, run: RunDirectory) -> None:
