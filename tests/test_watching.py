@@ -10,6 +10,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -184,6 +185,13 @@ def test_before_the_ledger_there_is_no_snapshot_and_a_damaged_one_is_told(tmp_pa
     (tmp_path / "ledger.sqlite").write_bytes(b"no database" * 1000)
     with pytest.raises(RunDirectoryError, match="this ledger cannot be used"):
         read_snapshot(RunDirectory(tmp_path))
+
+
+def test_a_ledger_of_another_version_is_named_as_such(run: RunDirectory) -> None:
+    with closing(sqlite3.connect(run.ledger)) as database:
+        database.execute("PRAGMA user_version = 1")
+    with pytest.raises(RunDirectoryError, match="another version of TuneShift wrote it: its form is 1, and this"):
+        read_snapshot(run)
 
 
 # --- what is told on ---

@@ -332,8 +332,12 @@ class Ledger:
 
     def _check_version(self) -> None:
         application, version = self._version()
-        if (application, version) != (APPLICATION_ID, SCHEMA_VERSION):
-            raise sqlite3.DatabaseError(f"application {application:#x} version {version}, not a TuneShift ledger")
+        if application != APPLICATION_ID:
+            raise sqlite3.DatabaseError(f"application {application:#x}, not a TuneShift ledger")
+        if version != SCHEMA_VERSION:
+            raise sqlite3.DatabaseError(
+                f"another version of TuneShift wrote it: its form is {version}, and this version reads {SCHEMA_VERSION}"
+            )
         tables = {row[0] for row in self._db.execute("SELECT sql FROM sqlite_master WHERE type = 'table'")}
         if tables != set(STATEMENTS):
             raise sqlite3.DatabaseError("its tables are not those of a TuneShift ledger")
