@@ -171,6 +171,17 @@ def test_surprise_stands_in_a_table_too(open_page: Open, run: RunDirectory) -> N
     assert page.locator("#detail .level").all_inner_texts() == ["below 0.1", "0.1", "0.5", "2", "5 and above"]
 
 
+def test_a_token_without_a_finite_score_is_not_shaded_as_a_sure_one(open_page: Open, run: RunDirectory) -> None:
+    page = open_page(run)
+    with Ledger(run.ledger) as ledger:
+        place, candidate = next((n, c) for n, c in enumerate(ledger.candidates()) if c.reason == "non-finite score")
+    page.locator("#table tr.row .open").nth(place).click()
+    assert candidate.y_b is not None
+    unknown = page.locator("#detail .token.unknown")
+    assert unknown.count() == candidate.y_b.n_tokens
+    assert set(unknown.evaluate_all("all => all.map((one) => one.title)")) == {"not finite"}
+
+
 def test_the_family_tree_shows_as_many_pairs_as_each_round_kept(open_page: Open, run: RunDirectory) -> None:
     page = open_page(run)
     with Ledger(run.ledger) as ledger:

@@ -191,8 +191,8 @@ const BOUNDS = [10, 50, 200, 500]; // hundredths of a nat: a token of 90 %, 61 %
 function surprising(reply) {
   if (!reply.pieces) return [replyText(reply)];
   const token = (text, surprise, kind = "") => {
-    const level = surprise === null ? 0 : BOUNDS.filter((bound) => surprise >= bound).length;
-    return el("span", { class: `token s${level} ${kind}`, title: surprise === null ? nats(null) : `${nats(surprise)} nats` }, text);
+    const level = surprise === null ? "unknown" : `s${BOUNDS.filter((bound) => surprise >= bound).length}`;
+    return el("span", { class: `token ${level} ${kind}`, title: surprise === null ? nats(null) : `${nats(surprise)} nats` }, text);
   };
   const end = reply.eos === null ? [] : [" ", token("end", reply.eos, "end")];
   return [...reply.pieces.map((piece, index) => token(piece, reply.surprise[index])), ...end];
