@@ -4,7 +4,7 @@
 
 Each side is a process of its own, in turn; loading and start-up count on both. The transfer is `tuneshift transfer`
 with synthesis, training, evaluation and report. Fine-tuning trains with the same settings on as many real pairs as the
-transfer kept: the example's test items and seeds, some of them more than once, since only time is measured. The
+transfer trained on: the example's test items and seeds, some of them more than once, since only time is measured. The
 paper's ratio is 6 to 7. Prints one JSON document.
 """
 
@@ -71,8 +71,11 @@ def main() -> None:
     for _ in range(options.repeats):
         with tempfile.TemporaryDirectory() as folder:
             whole, verdict = transfer(options.config, Path(folder) / "transfer")
-            direct, training = fine_tune(options.config, verdict["kept"], Path(folder) / "direct")
-        counts = {name: verdict[name] for name in ("kept", "candidates", "rounds", "before", "after", "source")}
+            direct, training = fine_tune(options.config, verdict["trained_pairs"], Path(folder) / "direct")
+        counts = {
+            name: verdict[name]
+            for name in ("kept", "trained_pairs", "candidates", "rounds", "before", "after", "source")
+        }
         rounds.append(
             {
                 "transfer_seconds": whole,

@@ -66,9 +66,9 @@ def draw(results: list[dict], output: Path) -> None:
         axes.plot([left, peak / read, right], [left * read, peak, peak], color=INK, linewidth=1.5, zorder=1)
         axes.annotate(f"{peak / 1e12:.1f} TFLOP/s: product of 2048 x 2048", (right, peak), (0, 5),
                       textcoords="offset points", ha="right")  # fmt: skip
-        start = max(1.5 * left, 2 * bottom / read)
-        axes.annotate(f"{read / 1e9:.0f} GB/s: memory", (start, start * read), (-2, 8), textcoords="offset points",
-                      rotation=45, rotation_mode="anchor", transform_rotates_text=True)  # fmt: skip
+        middle = (bottom * peak) ** 0.5
+        axes.annotate(f"{read / 1e9:.0f} GB/s: memory", (middle / read, middle), (-8, 0), textcoords="offset points",
+                      ha="right")  # fmt: skip
         for kind, (shape, colour) in KINDS.items():
             own = sorted(point[1:] for point in marks[model] if point[0] == kind)
             if own:
