@@ -21,7 +21,8 @@ class CompletionsServer:
     `faults` may hold: "not applied" (tuned is base), "leak" (base rows get the adapter once a tuned row was there, as
     vLLM's CPU kernels do), "part" (scoring leaves out a part of the adapter, as vLLM does with an output layer's),
     "processed" (sampled log-probabilities after temperature), "bos" (a token is put before the prompt), "another model"
-    (both sides have other weights), or "without NAME" for a field of the answer that is left out.
+    (both sides have other weights), "other list" (the list of models has another form), "error in a success" (an error
+    comes with status 200), or "without NAME" for a field of the answer that is left out.
     """
 
     def __init__(self, base: str, adapter: str, *, faults: Sequence[str] = (), key: str | None = None) -> None:
@@ -42,7 +43,7 @@ class CompletionsServer:
             def log_message(self, *args: Any) -> None:
                 """Say nothing."""
 
-            def reply(self, status: int, body: dict[str, Any]) -> None:
+            def reply(self, status: int, body: Any) -> None:
                 content = json.dumps(body).encode()
                 self.send_response(status)
                 self.send_header("Content-Type", "application/json")
@@ -53,6 +54,8 @@ class CompletionsServer:
             def do_GET(self) -> None:
                 if server.key and self.headers["Authorization"] != f"Bearer {server.key}":
                     return self.reply(401, {"error": {"message": "Unauthorized"}})
+                if "other list" in server.faults:
+                    return self.reply(200, ["llama"])
                 entries = [{"id": name, "object": "model", "max_model_len": 256} for name in (BASE, TUNED)]
                 return self.reply(200, {"object": "list", "data": entries})
 
@@ -60,7 +63,9 @@ class CompletionsServer:
                 request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 with server.lock, torch.inference_mode():
                     server.requests.append(request)
-                    self.reply(200, {"object": "text_completion", "choices": [server.choice(request)]})
+                    if "error in a success" in server.faults:
+                        return self.reply(200, {"error": {"message": "out of memory"}})
+                    return self.reply(200, {"object": "text_completion", "choices": [server.choice(request)]})
 
         self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.thread = threading.Thread(target=self.http.serve_forever, daemon=True)

@@ -56,6 +56,7 @@ def test_a_server_gives_the_texts_and_the_numbers_of_this_process(tiny: Tiny) ->
         there, canary = open_proved(weights(tiny), options(server), CORPUS[:3])
         assert canary.adapter_effect > 0.1
         assert canary.base_drift is not None
+        assert canary.scoring_gap is not None
         assert max(canary.base_drift, canary.scoring_gap, canary.reference_gap or 0) < CLOSE
         prompts = [encode_prompt(here.tokenizer, text) for text in CORPUS]
         for side in (True, False):
@@ -101,6 +102,8 @@ def test_every_sampling_setting_and_the_prompts_own_ids_are_sent(tiny: Tiny) -> 
         ("without token_ids", "lack the ids of the sampled tokens"),
         ("without logprobs", "lack log-probabilities of the sampled tokens"),
         ("without prompt_token_ids", "lack the ids of the prompt"),
+        ("other list", r"the answer has no 'data' \(\['llama'\]\)\. Check .* often ends in /v1"),
+        ("error in a success", "the answer has no 'choices' .*out of memory.* Check .* often ends in /v1"),
     ],
 )
 def test_a_server_that_would_give_wrong_numbers_is_refused(tiny: Tiny, fault: str, said: str) -> None:
@@ -114,6 +117,7 @@ def test_without_weights_of_its_own_a_black_box_is_proved_by_itself_alone(tiny: 
         engine, canary = open_proved(Weights("llama", str(tiny.llama)), options(server), CORPUS[:3])
         engine.close()
     assert canary.reference_gap is None
+    assert canary.scoring_gap is not None
     assert canary.scoring_gap < AGREEMENT
 
 

@@ -94,6 +94,7 @@ def here(weights: Weights) -> Engine:
 def test_the_engine_proves_itself_against_transformers(served: Served) -> None:
     assert served.canary.reference_gap is not None
     assert 0 < served.canary.reference_gap < AGREEMENT
+    assert served.canary.scoring_gap is not None
     assert served.canary.scoring_gap < AGREEMENT
     assert served.canary.adapter_effect > 1
 
@@ -292,6 +293,8 @@ def test_an_output_layers_adapter_ends_a_server_on_a_cpu_which_is_told(faulty: F
     end the server, whatever the adapter changes. One at a time, both numbers have the adapter.
     """
     changed = replace(weights, adapter=faulty.changed_head)
-    assert open_at(faulty.head, changed, "H", batch_size=1).scoring_gap < AGREEMENT
+    gap = open_at(faulty.head, changed, "H", batch_size=1).scoring_gap
+    assert gap is not None
+    assert gap < AGREEMENT
     with pytest.raises(ModelError, match=r"no answer|answers with status 500"):
         open_at(faulty.head, changed, "H", batch_size=16)

