@@ -68,6 +68,19 @@ def test_recovery_is_null_with_a_reason_when_the_source_is_no_better() -> None:
     assert verdict["recovery"] is None
     assert verdict["recovery_reason"]
     assert verdict["minimum_detectable_difference"] is None
+    assert verdict["minimum_detectable_reason"] == "no answer changed"
+
+
+def test_so_few_changed_answers_that_no_gain_could_be_shown_are_told_in_place_of_a_gain() -> None:
+    """One of 50 answers changed: 2.8 sqrt(0.02 / 50) is 5.6 points, more than the 2 points that changed at all."""
+    few = judged("0" * 50, "1" + "0" * 49, "1" * 50)
+    assert few["minimum_detectable_difference"] is None
+    assert few["minimum_detectable_reason"] == "where 2.0% of the answers change, 50 items can show none"
+    shown = accuracy_section({**few, "questions": {"metric": "exact_match"}})
+    assert "changed answers: n/a (where 2.0% of the answers change, 50 items can show none)." in shown
+    enough = judged("0" * 50, "1" * 10 + "0" * 40, "1" * 50)
+    assert enough["minimum_detectable_difference"] == pytest.approx(minimum_detectable_difference(50, 0.2))
+    assert enough["minimum_detectable_reason"] is None
 
 
 # What was lost

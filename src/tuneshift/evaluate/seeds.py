@@ -165,7 +165,8 @@ def seed_test(first: Outcomes, second: Outcomes) -> SeedTest:
     of freedom, so p = w p_{S-1}(t) + (1 - w) p_{n-1}(t) with w = MS_seeds / (MS_seeds + MS_items). It assumes
     independent seeds and independent items with roughly normal means. With two seeds this would reject too often (up
     to 8 % for 5 %), so there w = 1. False positives, measured: benchmarks/results/false_positives.json.
-    Source: Fisher 1935 (sign flips); Clark 1973 (min F', both factors random); Cochran and Cox 1957 (weighted t).
+    Source: Fisher 1935 (sign flips); Clark 1973 (min F', both factors random); Cochran and Cox 1957 (the weights, there
+    of critical values in place of p values).
     """
     a, b = _arrays(first=first, second=second)
     return _test(b.astype(int) - a)

@@ -57,7 +57,7 @@ def judge(
     gain = paired_difference(flags["before"], flags["after"], seed=seed)
     recovered = recovery(flags["before"], flags["after"], flags["source"], seed=seed)
     n = len(before)
-    discordant = (test.only_first + test.only_second) / n
+    smallest, why_none = _smallest_gain(n, (test.only_first + test.only_second) / n)
     flips = {name: _negative_flips(flags[name], flags["after"]) for name in ("before", "source")}
     return {
         **{name: _rate(arm) for name, arm in arms.items()},
@@ -72,7 +72,8 @@ def judge(
         "recovery": recovered.ratio,
         "recovery_interval": asdict(recovered.interval) if recovered.interval else None,
         "recovery_reason": recovered.reason,
-        "minimum_detectable_difference": minimum_detectable_difference(n, discordant) if discordant else None,
+        "minimum_detectable_difference": smallest,
+        "minimum_detectable_reason": why_none,
     }
 
 
@@ -150,8 +151,17 @@ def detectable_gains(n: int) -> list[dict[str, float | None]]:
 
     A gain is None where it would be larger than that share: then so few questions can show none.
     """
-    found = [(share, minimum_detectable_difference(n, share)) for share in DISCORDANT]
-    return [{"discordant": share, "gain": gain if gain <= share else None} for share, gain in found]
+    return [{"discordant": share, "gain": _smallest_gain(n, share)[0]} for share in DISCORDANT]
+
+
+def _smallest_gain(n: int, discordant: float) -> tuple[float | None, str | None]:
+    """Return the smallest gain that `n` questions show at a share of changed answers, or why they can show none."""
+    if not discordant:
+        return None, "no answer changed"
+    gain = minimum_detectable_difference(n, discordant)
+    if gain <= discordant:
+        return gain, None
+    return None, f"where {discordant:.1%} of the answers change, {n} items can show none"
 
 
 def detectable_sentence(n: int) -> str:

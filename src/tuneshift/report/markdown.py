@@ -89,13 +89,9 @@ def accuracy_facts(verdict: dict[str, Any]) -> list[str]:
             else f"no interval: {verdict['recovery_reason']}"
         )
         facts.append(f"Recovery (after - before) / (source - before): {verdict['recovery']:.2f} ({shown}).")
-    smallest = verdict["minimum_detectable_difference"]
-    facts.append(
-        "The smallest gain that these items could show is not known: no answer changed."
-        if smallest is None
-        else f"Smallest gain that {n} items show with 80 % power at this rate of changed answers: "
-        f"{smallest * 100:.1f} points."
-    )
+    smallest, why_none = verdict["minimum_detectable_difference"], verdict.get("minimum_detectable_reason")
+    gain = f"n/a ({why_none})" if smallest is None else f"{smallest * 100:.1f} points"
+    facts.append(f"Smallest gain that {n} items show with 80 % power at this rate of changed answers: {gain}.")
     facts += [f"By {metric}: {shown}." for metric, shown in _other_metrics(verdict)]
     flips = verdict["negative_flips"]
     return [
