@@ -23,6 +23,8 @@ from test_transfer import run_cli
 
 from tuneshift.config import load_config
 from tuneshift.datafiles import Item
+from tuneshift.demo import prepare_models
+from tuneshift.engines.hf import HfEngine
 from tuneshift.errors import DataError, SandboxError
 from tuneshift.evaluate.benchmarks import BENCHMARKS
 from tuneshift.evaluate.benchmarks.base import gradable, read_benchmark
@@ -30,6 +32,8 @@ from tuneshift.evaluate.benchmarks.mbpp import wrong
 from tuneshift.evaluate.benchmarks.mbpp_plus import failures, sanitized, truths_of
 from tuneshift.evaluate.benchmarks.programs import Check, equals, failure, program_of
 from tuneshift.evaluate.benchmarks.references import reference_replies
+from tuneshift.evaluate.tasks import answer_items
+from tuneshift.models import LoadOptions
 from tuneshift.plain import canonical, decode, encode
 from tuneshift.preflight import read_inputs
 from tuneshift.run.directory import read_jsonl
@@ -347,6 +351,20 @@ SOLUTIONS = {
 }  # fmt: skip
 
 
+def by_evalplus(folder: Path, data: Path, samples: list[dict[str, Any]]) -> dict[str, Any]:
+    """Let EvalPlus' own command grade programs, and return its results by task."""
+    path = write(folder / "samples.jsonl", samples)
+    done = subprocess.run(
+        [sys.executable, "-m", "evalplus.evaluate", "--dataset", "mbpp", "--samples", str(path), "--parallel", "2"],
+        env={**os.environ, "MBPP_OVERRIDE_PATH": str(data), "XDG_CACHE_HOME": str(folder), "PYTHONHASHSEED": "0"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return dict(json.loads((folder / "samples_eval_results.json").read_text())["eval"])
+
+
 @needs_sandbox
 def test_honest_programs_get_what_evalplus_itself_gives_them(tmp_path: Path) -> None:
     """EvalPlus grades the same programs on the same file; every status of every program is the same."""
@@ -356,16 +374,7 @@ def test_honest_programs_get_what_evalplus_itself_gives_them(tmp_path: Path) -> 
         for number, solutions in SOLUTIONS.items()
         for solution in solutions
     ]
-    path = write(tmp_path / "samples.jsonl", samples)
-    done = subprocess.run(
-        [sys.executable, "-m", "evalplus.evaluate", "--dataset", "mbpp", "--samples", str(path), "--parallel", "2"],
-        env={**os.environ, "MBPP_OVERRIDE_PATH": str(data), "XDG_CACHE_HOME": str(tmp_path), "PYTHONHASHSEED": "0"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    theirs = json.loads((tmp_path / "samples_eval_results.json").read_text())["eval"]
+    theirs = by_evalplus(tmp_path, data, samples)
 
     items = [item for part in ("test", "validation") for item in read("mbpp_plus", data, TASKS, part)]
     grade, asked, _ = gradable(BENCHMARKS["mbpp_plus"], items, unsafe_no_sandbox=False)
@@ -388,6 +397,39 @@ def test_honest_programs_get_what_evalplus_itself_gives_them(tmp_path: Path) -> 
         "plus": False,
         "base": False,
     }
+
+
+@needs_sandbox
+@pytest.mark.parametrize("name", ["tiny", pytest.param("SmolLM2-135M-Instruct", marks=pytest.mark.real)])
+def test_a_models_answers_get_what_evalplus_itself_gives_them(name: str, tiny: Tiny, tmp_path: Path) -> None:
+    """Of the tasks one holds its own solution, one no model can know, and one may go either way."""
+    solved = task(21, "f", "def f(x):\n    return x", [[1]], [[2]])
+    solved |= {"prompt": "def f(x):\n    return x\n", "canonical_solution": ""}
+    easy = task(23, "add", "def add(a, b):\n    return a + b", [[1, 2]], [[3, -4]])
+    easy["prompt"] = '"""\nWrite a function to add two numbers.\nassert add(1, 2) == 3\n"""\n'
+    tasks = [solved, task(22, "quux", "def quux(x):\n    return 31 * x + 7", [[1]], [[2]]), easy]
+    data = tmp_path / "MbppPlus.jsonl"
+    benchmark = BENCHMARKS["mbpp_plus"]
+    grade, items, _ = gradable(benchmark, read("mbpp_plus", data, tasks), unsafe_no_sandbox=False)
+    path = str(tiny.llama) if name == "tiny" else str(prepare_models() / name)
+    outcomes = answer_items(
+        HfEngine.open(path, load=LoadOptions("cpu", "float32")),
+        items,
+        fine_tuned=False,
+        grade=grade,
+        metric="plus",
+        max_new_tokens=48,
+        stop=benchmark.stop,
+    )
+    pairs = list(zip(items, outcomes, strict=True))
+    samples = [{"task_id": item.doc["task_id"], "solution": sanitized(o.response, item)} for item, o in pairs]
+    theirs = by_evalplus(tmp_path, data, samples)
+    for item, outcome in pairs:
+        (result,) = theirs[item.doc["task_id"]]
+        base, plus = (result[f"{part}_status"] == "pass" for part in ("base", "plus"))
+        assert outcome.graded == {"base": base, "plus": base and plus}
+    assert not outcomes[1].correct
+    assert outcomes[0].correct or name != "tiny"  # a model that can write may define it once more, otherwise
 
 
 def test_the_test_split_is_taken_from_the_file(tmp_path: Path) -> None:
