@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from conftest import Tiny, write_jsonl
 from test_mbpp import TASKS as PLUS_TASKS
+from test_transfer import run_cli
 
 from tuneshift.config import load_config
 from tuneshift.evaluate.benchmarks import base
@@ -118,10 +119,15 @@ def test_a_configuration_of_the_paper_has_all_that_a_run_reads(paper: Path, name
 
 
 @pytest.mark.parametrize(("name", "cells"), [("table3_llama", 27), ("table3_gemma", 27), ("table8", 1), ("table9", 4)])
-def test_a_study_of_the_paper_has_all_that_it_reads(paper: Path, name: str, cells: int) -> None:
+def test_a_study_of_the_paper_has_all_that_it_reads(
+    paper: Path, name: str, cells: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     study = load_study(paper / f"{name}.yaml")
-    assert len(study.cells()) == cells
-    assert len(study.units) == 3 * cells
+    assert run_cli("study", str(study.path), "--run-dir", str(tmp_path / "study"), "--dry-run", "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (len(told["cells"]), told["syntheses"], told["pairs_per_training"]) == (cells, 3 * cells, 250)
+    assert told["trainings_at_most"] == 3 * cells * len(told["arms"])
+    assert not (tmp_path / "study").exists()
     for unit in study.units:
         assert unit.inputs.items
         assert not {seed.prompt for seed in unit.inputs.seeds} & {item.prompt for item in unit.inputs.items}
