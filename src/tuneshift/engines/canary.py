@@ -17,7 +17,9 @@ from tuneshift.errors import ModelError
 
 EFFECT = 1e-3  # nats; below it an adapter changes nothing: equal computations measured exactly equal
 DRIFT = 1e-3  # nats; the base's two readings are the same computation on the same floats
-AGREEMENT = 0.25  # mean nats a token between two computations of one text; bf16 on vLLM's CPU path measured 0.08
+# Mean nats a token between two computations of one text: a guess above bf16's rounding, which is 0.06 in transformers
+# (benchmarks/results/scoring_smollm2_short.json) and was 0.08 on vLLM's CPU path (the result was not kept).
+AGREEMENT = 0.25
 WRITTEN = Decoding(temperature=0.7, max_new_tokens=16)  # what F writes for the canary; 0.7 shows scaled logits
 
 Logprobs = list[tuple[float, ...]]
