@@ -327,7 +327,7 @@ def test_without_an_evaluation_the_page_works(open_page: Open, tmp_path: Path) -
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The page of a committed study's results."""
-    results, _ = runpy.run_path(str(ROOT / "studies/render.py"))["read_results"](
+    results = runpy.run_path(str(ROOT / "studies/render.py"))["read_results"](
         ROOT / "studies/results", "snips_criteria"
     )
     path = tmp_path_factory.mktemp("study") / "results.html"
