@@ -26,7 +26,7 @@ from tuneshift.config import load_config
 from tuneshift.distill import Pair, distill
 from tuneshift.wiring import training_settings
 
-EXAMPLE = Path(__file__).parents[1] / "examples/snips/intents.yaml"
+EXAMPLE = Path(__file__).parents[1] / "studies/start/intents.yaml"
 
 
 def transfer(config: Path, folder: Path) -> tuple[float, dict]:
