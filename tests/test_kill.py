@@ -32,6 +32,7 @@ from tuneshift.errors import RunDirectoryError
 from tuneshift.models import file_sha256
 from tuneshift.run.directory import RunDirectory
 from tuneshift.run.ledger import Ledger
+from tuneshift.run.records import Candidate
 
 PRELOADED = [
     "torch", "torch._dynamo", "transformers", "transformers.trainer", "transformers.models.llama.modeling_llama",
@@ -242,13 +243,13 @@ class Outcome:
     dataset: str
     adapter: dict[str, torch.Tensor]
     evaluation: dict[str, bytes]
-    candidates: list[tuple[str, str, bool]]
+    candidates: list[Candidate]
     files: frozenset[str]
 
     @classmethod
     def of(cls, run: Path) -> Outcome:
         with Ledger(run / "ledger.sqlite") as ledger:
-            candidates = [(c.id, c.prompt, c.kept) for c in ledger.candidates()]
+            candidates = ledger.candidates()
         return cls(
             dataset=hashlib.sha256((run / "dataset/kept.jsonl").read_bytes()).hexdigest(),
             adapter=load_file(run / "adapter/adapter_model.safetensors"),

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import sqlite3
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -263,6 +265,29 @@ def test_the_ledger_keeps_the_order_of_more_calls_and_prompts_than_an_id_has_dig
         assert [c.id for c in ledger.candidates()] == [c.id for _, new in written for c in new]
         assert len({c.id for c in ledger.candidates()}) == 2 * 2_001
         assert ledger.counts().newest_kept == ("of round 10000", SAID.text)
+
+
+def test_the_ledger_gives_back_what_f_and_b_found_of_every_token(tmp_path: Path) -> None:
+    third = 1 / 3  # no decimal number of few digits
+    y_f = replace(SAID, token_logprobs=(-third,), eos_logprob=-0.1, finish_reason="eos")
+    known = replace(y_f, base_logprobs=(-third / 7,), base_eos_logprob=-1e-9)
+    found = {
+        "sampled by B": known,
+        "impossible to B": replace(known, base_logprobs=(-math.inf,)),
+        "empty": replace(known, token_ids=(), token_logprobs=(), base_logprobs=()),
+        "encoded anew": replace(SAID, reencoded=True),
+    }
+    call = call_of("x")
+    new = [replace(candidate(), id=name, call_id=call.id, y_f=y_f, y_b=y_b) for name, y_b in found.items()]
+    with Ledger(tmp_path / "ledger.sqlite") as ledger:
+        ledger.record_calls([call])
+        ledger.record_round(RoundSummary(0, 1.5, 0.0, {}), new)
+    with Ledger(tmp_path / "ledger.sqlite", read_only=True) as ledger:
+        assert ledger.candidates() == new
+    with closing(sqlite3.connect(tmp_path / "ledger.sqlite")) as database:
+        unknown = "SELECT candidate_id, role FROM responses WHERE base_logprobs IS NULL ORDER BY 1, 2"
+        everyone = [*((name, "y_f") for name in found), ("encoded anew", "y_b")]
+        assert database.execute(unknown).fetchall() == sorted(everyone)
 
 
 def test_normalizing_ignores_case_punctuation_and_spacing() -> None:

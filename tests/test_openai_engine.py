@@ -21,6 +21,7 @@ from tuneshift.engines.opening import open_proved
 from tuneshift.engines.options import Endpoint, EngineOptions
 from tuneshift.errors import ModelError
 from tuneshift.models import LoadOptions
+from tuneshift.run.ledger import Ledger
 
 LOAD = LoadOptions(device="cpu", dtype="float32")
 GREEDY = Decoding(temperature=0, max_new_tokens=12, stop=("\n",))
@@ -65,6 +66,10 @@ def test_a_server_gives_the_texts_and_the_numbers_of_this_process(tiny: Tiny) ->
             assert [(c.text, c.token_ids, c.finish_reason) for c in theirs] == [
                 (c.text, c.token_ids, c.finish_reason) for c in ours
             ]
+            for a, b in zip(theirs, ours, strict=True):
+                assert a.logprobs == pytest.approx(b.logprobs, abs=CLOSE)
+                assert (a.eos is None) == (b.eos is None)
+                assert a.eos_logprob == pytest.approx(b.eos_logprob, abs=CLOSE)
             requests = [ScoreRequest(tuple(p), c.token_ids) for p, c in zip(prompts, ours, strict=True) if c.token_ids]
             for a, b in zip(there.score(requests, fine_tuned=side), here.score(requests, fine_tuned=side), strict=True):
                 assert a == pytest.approx(b, abs=CLOSE)
@@ -177,6 +182,13 @@ def test_a_whole_transfer_behind_a_server_keeps_what_one_in_this_process_keeps(t
         greedy["engine"] = {"batch_size": 4, "kind": "openai", **sides}
         served = write_project(there, tiny, generator={"model": str(tiny.llama)}, **greedy)
         assert run_cli("transfer", str(served), "--run-dir", str(there / "run")) in (0, 3)
+    of_b = []
+    for folder in (here, there):
+        with Ledger(folder / "run/ledger.sqlite") as ledger:
+            of_b.append([c.y_b.base_logprobs for c in ledger.candidates() if c.y_b is not None])
+    assert any(of_b[0])
+    for own, served_ones in zip(*of_b, strict=True):
+        assert served_ones == (None if own is None else pytest.approx(own, abs=CLOSE))
     kept = [(folder / "run/dataset/kept.jsonl").read_text().splitlines() for folder in (here, there)]
     ours, theirs = ([(row["prompt"], row["response"]) for row in map(json.loads, lines)] for lines in kept)
     assert theirs == ours

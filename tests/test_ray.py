@@ -37,6 +37,7 @@ from tuneshift.engines.workers import ATTEMPTS, Layout, placement
 from tuneshift.errors import ConfigError, ModelError
 from tuneshift.models import LoadOptions
 from tuneshift.run.ledger import Ledger
+from tuneshift.run.records import Candidate
 from tuneshift.wiring import idle_workers
 
 ONE = EngineOptions(load=LoadOptions("cpu", "float32"), batch_size=4, threads=1)
@@ -168,9 +169,9 @@ def reference(project: Path) -> Path:
     return run
 
 
-def outcome(run: Path) -> tuple[bytes, list[tuple[str, str, bool]]]:
+def outcome(run: Path) -> tuple[bytes, list[Candidate]]:
     with Ledger(run / "ledger.sqlite") as ledger:
-        return (run / "dataset/kept.jsonl").read_bytes(), [(c.id, c.prompt, c.kept) for c in ledger.candidates()]
+        return (run / "dataset/kept.jsonl").read_bytes(), ledger.candidates()
 
 
 def test_a_transfer_on_two_workers_makes_the_same_files(
@@ -211,7 +212,7 @@ def test_killed_workers_cost_nothing_but_time(
     killer.join()
     assert len(capsys.readouterr().out.splitlines()) == 1  # Ray tells of each on stdout, unless it is kept from it
     dataset, candidates = outcome(run)
-    assert len({identifier for identifier, _, _ in candidates}) == len(candidates)
+    assert len({candidate.id for candidate in candidates}) == len(candidates)
     assert (dataset, candidates) == outcome(reference)
 
 

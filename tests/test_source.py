@@ -95,6 +95,16 @@ def assert_scored_by(model: Any, prompt: Sequence[int], response: Response) -> N
     assert scores == pytest.approx(plain_logprobs(model, prompt, ids), abs=CLOSE)
 
 
+def assert_known_from_b(model: Any, prompt: Sequence[int], y_b: Response) -> None:
+    """Check what B found of each token that it sampled, and of the EOS where it sampled one."""
+    assert y_b.base_logprobs is not None
+    assert (y_b.base_eos_logprob is None) == (y_b.eos_logprob is None)
+    ids, scores = list(y_b.token_ids), list(y_b.base_logprobs)
+    if y_b.base_eos_logprob is not None:
+        ids, scores = [*ids, 1], [*scores, y_b.base_eos_logprob]
+    assert scores == pytest.approx(plain_logprobs(model, prompt, ids), abs=CLOSE)
+
+
 def llama_ids(tiny: Tiny, prompt: str) -> list[int]:
     return encode_prompt(AutoTokenizer.from_pretrained(tiny.llama), prompt)
 
@@ -204,6 +214,15 @@ def test_both_answers_carry_f_s_log_probabilities(answers: list[Answers], tuned:
             assert_scored_by(tuned, llama_ids(tiny, prompt), answer.y_b)
 
 
+def test_b_s_own_answers_carry_what_b_found_of_them_and_f_s_do_not(answers: list[Answers], tiny: Tiny) -> None:
+    base = AutoModelForCausalLM.from_pretrained(tiny.llama, dtype=torch.float32)
+    for prompt, answer in zip(PROMPTS, answers, strict=True):
+        assert answer.y_f.base_logprobs is answer.y_f.base_eos_logprob is None  # nobody asked B about them
+        assert_known_from_b(base, llama_ids(tiny, prompt), answer.y_b)
+    assert any(a.y_b.base_logprobs and a.y_b.base_logprobs != a.y_b.token_logprobs for a in answers)
+    assert any(a.y_b.base_eos_logprob is not None for a in answers)
+
+
 def test_the_eos_of_an_empty_base_response_carries_f_s_log_probability(
     answers: list[Answers], tuned: Any, tiny: Tiny
 ) -> None:
@@ -248,6 +267,8 @@ def test_answers_are_not_reencoded_unless_a_stop_string_began_inside_a_token(sou
             assert_scored_by(tuned, encode_prompt(tokenizer, prompt), response)
         if response.reencoded:
             assert list(response.token_ids) == tokenizer(response.text, add_special_tokens=False)["input_ids"]
+    from_b = [answer.y_b for answer in written]
+    assert {(y_b.reencoded, y_b.base_logprobs is None) for y_b in from_b} == {(True, True), (False, False)}
 
 
 def test_who_waits_is_told_how_many_answers_are_there(tiny: Tiny) -> None:
@@ -281,6 +302,7 @@ def test_with_a_substitute_base_both_responses_are_encoded_anew_and_scored_by_f(
         for response in (answer.y_f, answer.y_b):
             assert response.reencoded
             assert response.eos_logprob is None
+            assert response.base_logprobs is response.base_eos_logprob is None  # the substitute's tokens were others
             assert list(response.token_ids) == tokenizer(response.text, add_special_tokens=False)["input_ids"]
             if response.token_ids:
                 assert_scored_by(tuned, encode_prompt(tokenizer, prompt), response)

@@ -87,6 +87,12 @@ def test_the_base_answered_wherever_its_answer_could_matter_and_every_response_i
         for response in filter(None, (candidate.y_f, candidate.y_b)):
             assert len(response.token_ids) == len(response.token_logprobs)
             assert "\n" not in response.text
+        assert candidate.y_f.base_logprobs is None
+        if candidate.y_b is not None:
+            known = candidate.y_b.base_logprobs
+            assert (known is None) == candidate.y_b.reencoded
+            assert known is None or len(known) == len(candidate.y_b.token_ids)
+    assert any(candidate.y_b and candidate.y_b.base_logprobs for candidate in answered)
 
 
 def test_parents_are_seeds_or_kept_candidates_of_earlier_rounds(finished: Path) -> None:
@@ -403,6 +409,7 @@ def test_every_shape_of_a_configuration_runs_to_its_end(tiny: Tiny, tmp_path: Pa
     # Another tokenizer wrote y_b, so both responses are encoded anew, and the record says so.
     anew = {response.reencoded for c in answered for response in (c.y_f, c.y_b) if response and response.n_tokens}
     assert anew == {True} if shape == "substitute base" else False in anew
+    assert any(c.y_b and c.y_b.base_logprobs for c in answered) == (shape != "substitute base")
 
 
 def test_without_questions_nothing_is_measured_and_the_verdict_says_so(tiny: Tiny, tmp_path: Path) -> None:

@@ -113,7 +113,10 @@ class Source:
     def _scored(
         self, prompts: Sequence[tuple[int, ...]], completions: Sequence[Completion], *, own: bool
     ) -> list[Response]:
-        """Return responses with F's log-probabilities; F's own, as sampled, need no second pass (`own`)."""
+        """Return responses with F's log-probabilities, and what B found of its own tokens as it sampled them.
+
+        F's own (`own`), as sampled, need no second pass.
+        """
         requests, missing = [], []
         for index, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
             ending = () if completion.eos is None else completion.eos[:1]
@@ -137,6 +140,8 @@ class Source:
                     eos_logprob=eos,
                     finish_reason=completion.finish_reason,
                     reencoded=completion.reencoded,
+                    base_logprobs=None if own else completion.logprobs,
+                    base_eos_logprob=None if own else completion.eos_logprob,
                 )
             )
         return responses

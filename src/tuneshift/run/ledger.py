@@ -23,7 +23,7 @@ from tuneshift.errors import RunDirectoryError
 from tuneshift.run.records import Candidate, GeneratorCall, Probe, Usage
 
 APPLICATION_ID = 0x54534B44  # "TSKD"
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE calls (
@@ -40,6 +40,7 @@ CREATE TABLE responses (
     candidate_id TEXT NOT NULL REFERENCES candidates, role TEXT NOT NULL CHECK (role IN ('y_f', 'y_b')),
     text TEXT NOT NULL, token_ids TEXT NOT NULL, token_logprobs TEXT NOT NULL, sum_logprob REAL,
     n_tokens INTEGER NOT NULL, eos_logprob REAL, finish_reason TEXT NOT NULL, reencoded INTEGER NOT NULL,
+    base_logprobs TEXT, base_eos_logprob REAL,
     PRIMARY KEY (candidate_id, role)
 );
 CREATE TABLE stage_seconds (stage TEXT NOT NULL, seconds REAL NOT NULL);
@@ -87,6 +88,7 @@ class Counts:
 
 ROLES = ("y_f", "y_b")
 CALL_JSON = ("demos", "raw", "finished", "decoding")
+RESPONSE_JSON = ("token_ids", "token_logprobs", "base_logprobs")
 PROBES, CALLS, ROUNDS, CANDIDATES = (
     TypeAdapter(list[Probe]),
     TypeAdapter(list[GeneratorCall]),
@@ -208,11 +210,12 @@ class Ledger:
                 [(c.id, c.round, c.call_id, c.text, c.prompt, int(c.kept), c.reason) for c in candidates],
             )
             self._db.executemany(
-                "INSERT INTO responses VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                "INSERT INTO responses VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 [
                     (
                         *(candidate_id, role, r.text, json.dumps(r.token_ids), json.dumps(r.token_logprobs)),
                         *(r.sum_logprob, r.n_tokens, r.eos_logprob, r.finish_reason, int(r.reencoded)),
+                        *(None if r.base_logprobs is None else json.dumps(r.base_logprobs), r.base_eos_logprob),
                     )
                     for candidate_id, role, r in responses
                 ],
@@ -246,7 +249,7 @@ class Ledger:
         rows = self._db.execute("SELECT * FROM candidates ORDER BY rowid")
         with self._decoding():
             for row in map(dict, self._db.execute("SELECT * FROM responses")):
-                numbers = {key: json.loads(row[key]) for key in ("token_ids", "token_logprobs")}
+                numbers = {key: json.loads(row[key]) for key in RESPONSE_JSON if row[key] is not None}
                 responses[row["candidate_id"], row["role"]] = {**row, **numbers}
             for candidate_id, name, value in self._db.execute("SELECT * FROM measures"):
                 measures.setdefault(candidate_id, {})[name] = value

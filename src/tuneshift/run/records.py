@@ -23,7 +23,9 @@ class Response:
     `token_ids` and `token_logprobs` cover the response without EOS and without the stop string; log-probabilities
     are raw (before temperature), in nats, under F, whichever model wrote the response. `eos_logprob` is set when
     the response ended with EOS. `reencoded` tells that the ids are not the sampled ones but the text's, because
-    the writer had another tokenizer or the stop string began inside a token.
+    the writer had another tokenizer or the stop string began inside a token. `base_logprobs` and `base_eos_logprob`
+    are what B itself found of the tokens as it sampled them. Of tokens that B did not sample it is not known, and
+    `base_logprobs` is `None`: in every y_f, which B is not asked about, and in a y_b that is `reencoded`.
     """
 
     text: str
@@ -32,6 +34,8 @@ class Response:
     eos_logprob: float | None
     finish_reason: FinishReason
     reencoded: bool
+    base_logprobs: tuple[float, ...] | None = None
+    base_eos_logprob: float | None = None
 
     @property
     def n_tokens(self) -> int:
