@@ -6,7 +6,7 @@ import json
 import math
 import random
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,9 @@ PER_CALL = 20
 TEMPLATE = "Request: {text}\nIntent:"
 TIES = (1.2, 1.5, 1.6, 2.0, 2.25)
 """Perplexities that many responses have, as nearly as a float can say it: thresholds fall on them."""
+
+OWN = (0.31, 10.22, 0.0, 10.23, 0.3, 333.0)
+"""What B found of its tokens, in nats: about the numbers from which the page writes one with another digit."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,7 @@ def make_run(
     prose: bool = False,
     rule: dict[str, Any] | None = None,
 ) -> RunDirectory:
-    """Write a finished run of `texts`; some candidates are unanswered, unscored, cut off or not finite.
+    """Write a finished run of `texts`; some candidates are unanswered, unscored, cut off, not finite or encoded anew.
 
     `rule` is what its `criterion` says beside; the decisions stay the default rule's. With `prose` every response has
     the same 40 tokens, so that a large run is quick to make.
@@ -132,10 +135,18 @@ def _candidates(texts: Sequence[Written], criterion: Criterion, tokenizer: Any, 
             kept=False,
             reason="kept" if answered else "duplicate",
             y_f=response(written.y_f, "length" if kind == 4 else "eos") if answered else None,
-            y_b=response(written.y_b, finite=kind != 3) if answered and kind != 5 else None,
+            y_b=_own(response(written.y_b, finite=kind != 3), kind == 6) if answered and kind != 5 else None,
         )
         found.append(decide(candidate, criterion))
     return found
+
+
+def _own(y_b: Response, reencoded: bool) -> Response:
+    """Return B's response with what B found of its tokens, or as one whose tokens B did not sample."""
+    if reencoded:
+        return replace(y_b, reencoded=True)
+    found = tuple(-OWN[place % len(OWN)] for place in range(y_b.n_tokens))
+    return replace(y_b, base_logprobs=found, base_eos_logprob=y_b.eos_logprob and -0.05)
 
 
 def _record(ledger: Ledger, candidates: Sequence[Candidate]) -> None:

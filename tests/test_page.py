@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from dataclasses import replace
 from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
@@ -114,7 +115,12 @@ def test_rows_say_of_each_candidate_what_the_ledger_says(run: RunDirectory, docu
             if response is not None:
                 assert "".join(row[key]["pieces"]) == response.text
                 assert row[key]["ppl"] == response.finite_perplexity(count_eos=False)
+                assert (row[key]["surprise"]["B"] is None) == (response.base_logprobs is None)
     assert document["examples"]["shaded"] == document["examples"]["answers"] > 0
+    from_b = [c.y_b for c in candidates if c.y_b is not None]
+    assert document["examples"]["answers_of_b"] == len(from_b)
+    known = sum(not y_b.reencoded for y_b in from_b)
+    assert 0 < document["examples"]["shaded_under_b"] == known < len(from_b)
 
 
 def test_what_no_threshold_can_keep_is_stuck_with_its_reason(run: RunDirectory, document: dict[str, Any]) -> None:
@@ -376,13 +382,17 @@ def test_a_thousand_candidates_with_answers_of_the_default_length_stay_below_6_m
         logprobs = tuple(-0.002 * token for token in ids)  # up to 1 nat
         return Response(" ".join(words[token] for token in ids), ids, logprobs, -0.1, "eos", False)
 
+    def own(y_b: Response) -> Response:
+        return replace(y_b, base_logprobs=y_b.token_logprobs, base_eos_logprob=y_b.eos_logprob)
+
     candidates = [
-        Candidate(f"p{n}", 0, "c", "a prompt " * 20, "", n % 4 == 0, "kept", answer(n), answer(n + 7))
+        Candidate(f"p{n}", 0, "c", "a prompt " * 20, "", n % 4 == 0, "kept", answer(n), own(answer(n + 7)))
         for n in range(1000)
     ]  # of which 250 are kept
     sources = SimpleNamespace(candidates=candidates, source_tokenizer=tokenizer, count_eos=False)
     found = page_examples.examples(sources)  # type: ignore[arg-type]
     assert found["shaded"] == found["answers"] == 2000
+    assert found["shaded_under_b"] == found["answers_of_b"] == 1000
     assert len(as_data(found)) < 5.7e6  # what else the page holds takes 0.2 MB
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from conftest import DESKTOP, HOSTILE, PHONE, Open
-from page_run import Written, made_origin, make_run, plain_texts
+from page_run import OWN, Written, made_origin, make_run, plain_texts
 from playwright.sync_api import Page
 
 from tuneshift.again import reselect
@@ -148,9 +148,11 @@ def test_the_keyboard_keeps_its_place(open_page: Open, run: RunDirectory) -> Non
         page.locator(f"#detail [data-key={key}]").focus()
         page.keyboard.press("Enter")
         assert page.evaluate(focused) == ("Next" if key == "Next" else "Close")  # the first has none before it
-    page.locator("#detail input[value=surprise]").focus()
-    page.keyboard.press("ArrowRight")
-    assert page.evaluate(focused) == "difference"
+    page.locator("#detail input[value=F]").focus()
+    for value in ("B", "difference", "F"):
+        page.keyboard.press("ArrowRight")
+        assert page.evaluate(focused) == value
+        assert page.is_checked(f"#detail input[value={value}]")
     page.keyboard.press("Escape")
     page.locator("#table tr.row .open").first.focus()
     page.evaluate("document.querySelector('.viewport').scrollTop = 5000")
@@ -169,6 +171,63 @@ def test_surprise_stands_in_a_table_too(open_page: Open, run: RunDirectory) -> N
     assert first.eos_logprob is not None
     assert cells == [f"{-value:.2f}" for value in (*first.token_logprobs, first.eos_logprob)]
     assert page.locator("#detail .level").all_inner_texts() == ["below 0.1", "0.1", "0.5", "2", "5 and above"]
+
+
+def titles(page: Page, reply: int) -> list[str]:
+    """Return what the tokens of a response in the details say, the end included."""
+    found: list[str] = (
+        page.locator("#detail .reply").nth(reply).locator(".token").evaluate_all("all => all.map((one) => one.title)")
+    )
+    return found
+
+
+def test_b_s_response_is_shaded_by_either_model_and_f_s_by_f_alone(open_page: Open, run: RunDirectory) -> None:
+    page = open_page(run, PHONE)
+    with Ledger(run.ledger) as ledger:
+        longest = max(ledger.candidates()[:5], key=lambda c: c.y_b.n_tokens if c.y_b else 0)
+    y_f, y_b = longest.y_f, longest.y_b
+    assert y_f is not None
+    assert y_b is not None
+    assert y_b.base_logprobs is not None
+    assert None not in (y_f.eos_logprob, y_b.eos_logprob, y_b.base_eos_logprob)
+    assert y_b.n_tokens >= len(OWN)
+    by = {
+        ("F", 1): [*y_f.token_logprobs, y_f.eos_logprob],
+        ("F", 2): [*y_b.token_logprobs, y_b.eos_logprob],
+        ("B", 1): [],
+        ("B", 2): [*y_b.base_logprobs, y_b.base_eos_logprob],
+    }
+    page.fill("#filters input[type=search]", longest.text)
+    page.locator("#table tr.row .open").first.click()
+    for shade in ("F", "B"):
+        page.check(f"#detail input[value={shade}]")
+        assert page.locator("#detail .note", has_text=f"Surprise under {shade} in nats").count() == 1
+        for reply in (1, 2):
+            assert titles(page, reply) == [f"{-value:.2f} nats under {shade}" for value in by[shade, reply]]
+    assert page.inner_text("#detail .reply >> nth=1") == y_f.text
+    assert page.locator("#detail", has_text="B's surprise at F's response was not measured.").count() == 1
+    page.locator("#detail summary").nth(1).click()
+    rows = page.locator("#detail details").nth(1).locator("tbody tr")
+    shown = [rows.nth(number).locator("td").all_inner_texts()[1:] for number in range(rows.count())]
+    pairs = zip(by["F", 2], by["B", 2], strict=True)
+    assert shown == [[f"{-under_f:.2f}", f"{-under_b:.2f}"] for under_f, under_b in pairs]
+    assert page.locator("#detail details").first.locator("th").all_text_contents() == ["token", "nats under F"]
+    assert page.evaluate("document.documentElement.scrollWidth") == PHONE["width"]
+    page.check("#detail input[value=difference]")
+    assert page.locator("#detail .token").count() == 0
+    assert not page.locator("#detail", has_text="was not measured").count()
+
+
+def test_a_response_whose_tokens_b_did_not_sample_says_why_it_is_not_shaded(open_page: Open, run: RunDirectory) -> None:
+    page = open_page(run)
+    with Ledger(run.ledger) as ledger:
+        place, y_b = next((n, c.y_b) for n, c in enumerate(ledger.candidates()) if c.y_b and c.y_b.reencoded)
+    page.locator("#table tr.row .open").nth(place).click()
+    assert len(titles(page, 2)) == y_b.n_tokens + (y_b.eos_logprob is not None)
+    page.check("#detail input[value=B]")
+    assert titles(page, 2) == []
+    assert page.inner_text("#detail .reply >> nth=2") == y_b.text
+    assert page.locator("#detail .note", has_text="These are not the tokens that were sampled").count() == 1
 
 
 def test_a_token_without_a_finite_score_is_not_shaded_as_a_sure_one(open_page: Open, run: RunDirectory) -> None:
@@ -240,8 +299,10 @@ def test_nothing_serious_stands_in_the_way_of_anybody(
     page.fill("#at-tau + input", "1.3")
     found = [serious(Axe().run(page).response)]
     page.locator("#table tr.row .open").first.click()
-    found.append(serious(Axe().run(page).response))
-    assert found == [[], []]
+    for shade in ("F", "B"):
+        page.check(f"#detail input[value={shade}]")
+        found.append(serious(Axe().run(page).response))
+    assert found == [[], [], []]
 
 
 def serious(response: dict[str, Any]) -> list[str]:
@@ -290,8 +351,8 @@ def test_thirty_hostile_strings_do_nothing(open_page: Open, tmp_path: Path) -> N
         page = open_page(made, viewport)
         for opened in (0, 4):
             page.locator("#table tr.row .open").nth(opened).click()
-            page.check("#detail input[value=difference]")
-            page.check("#detail input[value=surprise]")
+            for shade in ("difference", "B", "F"):
+                page.check(f"#detail input[value={shade}]")
             page.keyboard.press("Escape")
         page.mouse.move(100, 100)
         assert page.evaluate("window.hit") is None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
+from string import ascii_lowercase, ascii_uppercase, digits
 from typing import TYPE_CHECKING, Any
 
 from tuneshift.criteria import Criterion, decide
@@ -17,13 +18,15 @@ if TYPE_CHECKING:
 TEXT_BUDGET = 15_000_000  # characters of all texts, so that a page of 10,000 candidates stays below 40 MB; a guess
 LEAST_TEXT = 300  # characters that every text has, however many there are; a guess
 TOKEN_BUDGET = 800_000  # tokens with their surprise, at about 10 bytes each; a guess at what a browser holds easily
+DIGITS = ascii_uppercase + ascii_lowercase + digits + "+/"  # base64's, in which a surprise is written
 
 
 def examples(sources: Sources) -> dict[str, Any]:
     """Return every candidate as a row, and what had to be left out of the rows.
 
     A row's `stuck` is the reason for which no threshold can keep it, `null` where one can. A response is its text, or
-    its text in `pieces`, a token each, with the `surprise` of each under F in hundredths of a nat, which are short.
+    its text in `pieces`, a token each, with the `surprise` of each and of the end under F and under B, `null` where B
+    did not sample these tokens.
     """
     candidates = sources.candidates
     limit = max(LEAST_TEXT, TEXT_BUDGET // (3 * max(1, len(candidates))))
@@ -31,12 +34,16 @@ def examples(sources: Sources) -> dict[str, Any]:
     split: dict[tuple[str, str], list[str]] = {} if "missing" in pieces else pieces  # type: ignore[assignment]
     rows = [_row(candidate, sources.count_eos, split, limit) for candidate in candidates]
     answers = sum((c.y_f is not None) + (c.y_b is not None) for c in candidates)
+    from_b = {(c.id, "b"): c.y_b for c in candidates if c.y_b is not None}
     return {
         "rows": rows,
+        "digits": DIGITS,
         "text_limit": limit,
         "clipped": sum(_is_clipped(c, limit) for c in candidates),
         "answers": answers,
         "shaded": len(split),
+        "answers_of_b": len(from_b),
+        "shaded_under_b": sum(r.base_logprobs is not None and key in split for key, r in from_b.items()),
         "shading_missing": pieces.get("missing"),  # type: ignore[call-overload]
     }
 
@@ -69,15 +76,28 @@ def _response(response: Response, count_eos: bool, pieces: list[str] | None, lim
     }
     if pieces is None:
         return found | {"text": clip(response.text, limit)}
-    return found | {
-        "pieces": pieces,
-        "surprise": [_hundredths(value) for value in response.token_logprobs],
-        "eos": None if response.eos_logprob is None else _hundredths(response.eos_logprob),
-    }
+    under_f = packed_surprise(response.token_logprobs, response.eos_logprob)
+    known = response.base_logprobs is not None
+    under_b = packed_surprise(response.base_logprobs or (), response.base_eos_logprob) if known else None
+    return found | {"pieces": pieces, "surprise": {"F": under_f, "B": under_b}}
 
 
-def _hundredths(logprob: float) -> int | None:
-    return round(-100 * logprob) if math.isfinite(logprob) else None
+def packed_surprise(logprobs: Sequence[float], eos_logprob: float | None) -> str:
+    """Return the surprise of each token, and of the end where there is one, in hundredths of a nat, as one short text.
+
+    Each is 1 more than its hundredths, 0 where it is not finite, written as source maps write numbers (ECMA-426,
+    base64 VLQ, here without a sign): five bits a digit, the least first, and 32 is added to every digit but the last.
+    So a token of more than 74 % probability takes one digit. As JSON numbers they would take the page beyond its 6 MB
+    (tests/test_page.py).
+    """
+    found = []
+    for logprob in (*logprobs, *(() if eos_logprob is None else (eos_logprob,))):
+        left = max(0, round(-100 * logprob)) + 1 if math.isfinite(logprob) else 0
+        while left >= 32:
+            found.append(DIGITS[32 + left % 32])
+            left //= 32
+        found.append(DIGITS[left])
+    return "".join(found)
 
 
 def clip(text: str, limit: int) -> str:

@@ -147,8 +147,9 @@ function showDescendants(row) {
   byId("examples").scrollIntoView();
 }
 
-// One candidate in full: both responses, what differs, and how much each token surprised F.
-let shade = "surprise";
+// One candidate in full: both responses, what differs, and how much each token surprised F, or B where B wrote it.
+const SHADES = [["F", "surprise under F"], ["B", "surprise under B"], ["difference", "what differs"]];
+let shade = "F";
 function openDetail(row) {
   const dialog = byId("detail");
   const at = view.shown.indexOf(PLACES.get(row.id));
@@ -162,8 +163,8 @@ function openDetail(row) {
       el("p", {}, el("span", { class: `tag ${row.kept ? "kept" : ""}` }, row.reason), ` round ${row.round + 1}`,
         marginOf(row) === null ? null : `, margin ${marginOf(row).toFixed(3)} nats a token`),
       el("h4", {}, "Prompt"), el("div", { class: "reply", dir: "auto" }, row.text || "(empty)"),
-      el("fieldset", {}, el("legend", {}, "Shade"), shading("surprise", "surprise under F"), shading("difference", "what differs")),
-      shade === "surprise" ? el("p", { class: "note" }, "Surprise in nats: ", ...[["s0", "below 0.1"], ["s1", "0.1"], ["s2", "0.5"], ["s3", "2"], ["s4", "5 and above"]].flatMap(([name, text]) => [el("span", { class: `level ${name}` }, text), " "])) : null,
+      el("fieldset", {}, el("legend", {}, "Shade"), SHADES.map(([value, label]) => shading(value, label))),
+      shade !== "difference" ? el("p", { class: "note" }, `Surprise under ${shade} in nats: `, ...[["s0", "below 0.1"], ["s1", "0.1"], ["s2", "0.5"], ["s3", "2"], ["s4", "5 and above"]].flatMap(([name, text]) => [el("span", { class: `level ${name}` }, text), " "])) : null,
       ...detailReplies(row),
       ...ancestry(row)));
   if (!dialog.open) dialog.showModal();
@@ -173,27 +174,56 @@ function openDetail(row) {
 
 function detailReplies(row) {
   const words = row.f && row.b ? differingWords(replyText(row.f), replyText(row.b)) : [null, null];
-  return [["F's response", row.f, words[0]], ["B's response", row.b, words[1]]].flatMap(([title, reply, differing]) => [
-    el("h4", {}, reply === null ? title : `${title}: PPL ${shownPerplexity(reply.ppl)}, ${count(reply.tokens, "token")}, ended by ${reply.end}`),
+  return [["F", row.f, words[0]], ["B", row.b, words[1]]].flatMap(([writer, reply, differing]) => [
+    el("h4", {}, `${writer}'s response`, reply === null ? null : `: PPL ${shownPerplexity(reply.ppl)} under F, ${count(reply.tokens, "token")}, ended by ${reply.end}`),
+    reply === null || shade === "difference" ? null : unshaded(reply, writer),
     el("div", { class: "reply", dir: "auto", tabindex: 0 },
-      reply === null ? "not asked" : shade === "difference" && differing ? marked(differing, replyText(reply)) : surprising(reply)),
+      reply === null ? "not asked" : shade !== "difference" ? surprising(reply) : differing ? marked(differing, replyText(reply)) : replyText(reply)),
     reply?.pieces ? el("details", {}, el("summary", {}, "Surprise by token as a table"), surpriseTable(reply)) : null,
   ]);
 }
 
+// Why a response has no shading by the chosen model, if it has none.
+function unshaded(reply, writer) {
+  const why = shade === "B" && writer === "F" ? "B's surprise at F's response was not measured."
+    : reply.tokens === 0 ? null
+    : !reply.pieces ? "Not shaded: this response is not cut into its tokens here."
+    : reply.surprise[shade] === null ? "B's surprise is not known token by token. These are not the tokens that were sampled: a stop string began inside one, or a substitute base with tokens of its own wrote the response."
+    : null;
+  return why === null ? null : el("p", { class: "note" }, why);
+}
+
+// The hundredths of a nat of each token, and of the end where there is one; null where not finite. See packed_surprise in examples.py.
+function unpacked(surprise) {
+  const found = [];
+  let [value, scale] = [0, 1];
+  for (const digit of surprise) {
+    const code = DATA.examples.digits.indexOf(digit);
+    value += (code % 32) * scale;
+    scale *= 32;
+    if (code >= 32) continue;
+    found.push(value === 0 ? null : value - 1);
+    [value, scale] = [0, 1];
+  }
+  return found;
+}
+
 const nats = (hundredths) => (hundredths === null ? "not finite" : (hundredths / 100).toFixed(2));
 function surpriseTable(reply) {
-  const tokens = reply.pieces.map((piece, index) => [JSON.stringify(piece), nats(reply.surprise[index])]);
-  return table(["token", "nats"], reply.eos === null ? tokens : [...tokens, ["end", nats(reply.eos)]]);
+  const known = Object.entries(reply.surprise).filter(([, surprise]) => surprise !== null);
+  const columns = known.map(([, surprise]) => unpacked(surprise));
+  return table(["token", ...known.map(([model]) => `nats under ${model}`)],
+    columns[0].map((_, index) => [index in reply.pieces ? JSON.stringify(reply.pieces[index]) : "end", ...columns.map((column) => nats(column[index]))]));
 }
 
 const BOUNDS = [10, 50, 200, 500]; // hundredths of a nat: a token of 90 %, 61 %, 14 % and 0.7 % probability
 function surprising(reply) {
-  if (!reply.pieces) return [replyText(reply)];
+  if (!reply.pieces || reply.surprise[shade] === null) return [replyText(reply)];
   const token = (text, surprise, kind = "") => {
     const level = surprise === null ? "unknown" : `s${BOUNDS.filter((bound) => surprise >= bound).length}`;
-    return el("span", { class: `token ${level} ${kind}`, title: surprise === null ? nats(null) : `${nats(surprise)} nats` }, text);
+    return el("span", { class: `token ${level} ${kind}`, title: surprise === null ? nats(null) : `${nats(surprise)} nats under ${shade}` }, text);
   };
-  const end = reply.eos === null ? [] : [" ", token("end", reply.eos, "end")];
-  return [...reply.pieces.map((piece, index) => token(piece, reply.surprise[index])), ...end];
+  const found = unpacked(reply.surprise[shade]);
+  const end = found.length === reply.pieces.length ? [] : [" ", token("end", found.at(-1), "end")];
+  return [...reply.pieces.map((piece, index) => token(piece, found[index])), ...end];
 }
