@@ -19,7 +19,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "per_call": 5,
         "calls_per_round": 16,
         "oversample": 2.0,
-        "select": "surest",
+        "select": "balanced",
     },
 }
 """What a preset sets where nothing is said; measured together in the coverage study, docs/results.md."""
