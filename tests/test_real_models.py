@@ -61,7 +61,7 @@ def test_real_models_measure_for_every_criterion(project: Path, capsys: pytest.C
     settings = {
         "synthesis.target_size": 8,
         "synthesis.max_rounds": 1,
-        "synthesis.calls_per_round": 2,
+        "synthesis.calls_per_round": 8,
         "synthesis.complete_scores": "true",
         "distill.num_train_epochs": 1,
         "evaluation": "null",
@@ -161,7 +161,7 @@ def test_the_page_of_a_real_run_decides_as_reselect_does(open_page: Open, moved:
     with Ledger(run.ledger, read_only=True) as ledger:
         candidates = ledger.candidates()
     settings: list[tuple[str, dict[str, float]]] = [
-        ("ppl_diff", {"tau": 1.2}), ("asymmetric", {"tau_f": 1.3, "tau_b": 2}), ("ratio", {"ratio": 2.5})
+        ("ppl_diff", {"tau": 1.2}), ("asymmetric", {"tau_f": 1.1, "tau_b": 3}), ("ratio", {"ratio": 2.5})
     ]  # fmt: skip
     assert len(decided_as_reselect_does(page, run, settings)) == 3
     searched = candidates[-1].text.lower()
