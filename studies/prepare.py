@@ -61,7 +61,8 @@ def prepare_banking77(data: Path, folder: Path) -> None:
     learnt = draw_pairs(split["train"], 0, BANKING77_LEARNT)
     write_pairs(folder / "learnt.jsonl", learnt)
     write_pairs(folder / "originals.jsonl", learnt[:ORIGINALS])
-    asked = random.Random(0).sample(split["test"], QUESTIONS)
+    known = {pair.prompt for pair in split["train"]}
+    asked = random.Random(0).sample([pair for pair in split["test"] if pair.prompt not in known], QUESTIONS)
     questions = [{"prompt": pair.prompt, "reference": pair.response.strip()} for pair in asked]
     (folder / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in questions), encoding="utf-8")
     for replicate in range(REPLICATES):

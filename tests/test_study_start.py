@@ -24,6 +24,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("studies")
     (folder / "bbh").mkdir()
     (folder / "snips").mkdir()
+    (folder / "banking77").mkdir()
+    for split, numbers in {"train": range(5100), "test": range(5000, 5400)}.items():  # some questions are in both
+        lines = [f'"my card, number {number}",card_{number % 77}' for number in numbers]
+        (folder / "banking77" / f"{split}.csv").write_text("\n".join(["text,category", *lines]) + "\n")
     rows = [{"text": f"play song {n % 2050}", "intent": "PlayMusic", "slots": [["track", str(n)]]} for n in range(2100)]
     write_jsonl(folder / "snips/train.jsonl", rows)
     script = str(ROOT / "studies/prepare.py")
@@ -48,6 +52,16 @@ def test_a_studys_questions_are_in_no_file_that_is_trained_on(made: Path) -> Non
             seeds = read_pairs(own / f"seeds_{replicate}.jsonl")
             assert len(seeds) == 5
             assert all(seed in originals for seed in seeds)
+
+
+def test_no_held_out_question_of_banking77_is_among_those_that_are_learnt(made: Path) -> None:
+    own = made / "banking77"
+    asked = {json.loads(line)["prompt"] for line in (own / "questions.jsonl").read_text().splitlines()}
+    learnt, originals = read_pairs(own / "learnt.jsonl"), read_pairs(own / "originals.jsonl")
+    assert (len(asked), len(learnt), len(originals)) == (200, 5000, 2000)
+    assert not asked & {pair.prompt for pair in [*learnt, *originals]}
+    for replicate in range(5):
+        assert not asked & {pair.prompt for pair in read_pairs(own / f"seeds_{replicate}.jsonl")}
 
 
 def test_every_replicate_has_seeds_of_its_own(made: Path) -> None:
