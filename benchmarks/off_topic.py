@@ -1,4 +1,4 @@
-"""Claim: of what a run can know without the data, F's own sureness tells off-topic prompts best.
+"""Question: of what a run can know without the data, what tells off-topic prompts best?
 
     python benchmarks/off_topic.py CONFIG.yaml TRAIN.jsonl LEDGER.sqlite ... [--real 200]
 
