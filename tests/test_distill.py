@@ -22,7 +22,6 @@ from tuneshift.distill import (
     TrainingSummary,
     distill,
     newest_sealed_checkpoint,
-    response_loss,
     tokenize_pairs,
 )
 from tuneshift.errors import ModelError
@@ -168,43 +167,6 @@ def test_a_pair_longer_than_the_context_is_refused_by_its_number(tiny: Tiny, tmp
     with pytest.raises(ModelError, match=r"training pair 11 .*256"):
         distill([*PAIRS, long], settings, output_dir=tmp_path / "a", checkpoint_dir=tmp_path / "c")
     assert list(tmp_path.iterdir()) == []
-
-
-# The loss
-
-
-@pytest.mark.parametrize("name", ["llama", "gemma"])
-def test_the_loss_and_its_gradients_are_those_of_the_naive_cross_entropy(name: str, tiny: Tiny) -> None:
-    path = getattr(tiny, name)
-    batch = batch_of(tokenize_pairs(PAIRS[:4], AutoTokenizer.from_pretrained(path), max_length=None))
-    assert (batch["attention_mask"] == 0).any()  # there is padding
-    results = []
-    for loss_of in (
-        lambda model: response_loss(model, batch, None),
-        lambda model: naive_loss(model, batch["input_ids"], batch["attention_mask"], batch["labels"]),
-    ):
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
-        loss = loss_of(model)
-        loss.backward()
-        results.append((loss.item(), {name: value.grad for name, value in model.named_parameters()}))
-    (own, own_gradients), (naive, naive_gradients) = results
-    assert own == pytest.approx(naive, abs=1e-5)
-    assert any(gradient.abs().max() > 1e-2 for gradient in naive_gradients.values())
-    for parameter, gradient in naive_gradients.items():
-        assert torch.allclose(own_gradients[parameter], gradient, rtol=1e-4, atol=1e-5), parameter
-
-
-def test_the_loss_is_divided_by_the_tokens_of_the_whole_step(tiny: Tiny) -> None:
-    model = AutoModelForCausalLM.from_pretrained(tiny.llama, dtype=torch.float32).eval()
-    tokenizer = AutoTokenizer.from_pretrained(tiny.llama)
-    first, second = (batch_of(tokenize_pairs(part, tokenizer, max_length=None)) for part in (PAIRS[:2], PAIRS[2:5]))
-    both = batch_of(tokenize_pairs(PAIRS[:5], tokenizer, max_length=None))
-    items = (both["labels"] != -100).sum()
-    with torch.no_grad():
-        parts = response_loss(model, first, items) + response_loss(model, second, items)
-        naive = naive_loss(model, both["input_ids"], both["attention_mask"], both["labels"])
-        assert parts.item() == pytest.approx(naive.item(), abs=1e-5)
-        assert response_loss(model, both, int(items)).item() == pytest.approx(naive.item(), abs=1e-5)
 
 
 # Training

@@ -16,12 +16,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, LlamaCo
 
 import tuneshift.sizing as sizing
 from tuneshift.demo import prepare_models
-from tuneshift.distill import TrainingSettings, add_lora, response_loss
+from tuneshift.distill import TrainingSettings, add_lora
 from tuneshift.errors import ModelError
+from tuneshift.loss import logit_bytes, response_loss
 from tuneshift.sizing import (
     DEVICES,
     TRAINED_BYTES,
-    TRAINING_LOGIT_BYTES,
     AdapterSize,
     Device,
     activation_bytes,
@@ -262,7 +262,7 @@ def test_the_measured_peak_of_training_is_within_a_factor_of_2(real: dict[str, P
     steps = measured["rows"] / measured["batch"]
     expected = size.parameters * 2 + adapter.parameters * TRAINED_BYTES
     expected += activation_bytes(size, adapter, tokens=round(measured["tokens"] / steps), dtype_bytes=2)
-    expected += round(measured["response_tokens"] / steps * size.vocabulary * TRAINING_LOGIT_BYTES)
+    expected += logit_bytes(round(measured["response_tokens"] / steps), size.vocabulary)
     assert 0.5 < (expected + 2**30) / measured["peak_memory_bytes"]["ours"] < 2
 
 

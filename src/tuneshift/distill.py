@@ -1,8 +1,8 @@
 """Step 4: train a LoRA on the target with the kept pairs (paper, eq. 1: NLL of the response tokens).
 
-The trainer is trl's `SFTTrainer` with two differences. The language-model head is evaluated on response rows
-only (on a CPU trl evaluates it on every row, and with 262k words the head is most of the work), and checkpoints are
-written at epoch ends and carry a seal, so that a torn one is never resumed from.
+The trainer is trl's `SFTTrainer` with two differences. On a CPU the loss is `tuneshift.loss.response_loss`, since trl
+evaluates the language-model head on every row there; and checkpoints are written at epoch ends and carry a seal, so
+that a torn one is never resumed from.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from tuneshift.encoding import Reader, encode_prompt, encode_response
 from tuneshift.errors import ConfigError, ModelError
+from tuneshift.loss import response_loss
 from tuneshift.models import (
     LoadOptions,
     context_length,
@@ -33,7 +34,6 @@ from tuneshift.models import (
 from tuneshift.ranks import adapter_state, agree, even_order, place_weights, with_blank
 
 if TYPE_CHECKING:
-    import torch
     from datasets import Dataset
     from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -290,30 +290,6 @@ def newest_sealed_checkpoint(folder: Path) -> str | None:
     return newest
 
 
-def response_loss(model: Any, inputs: Mapping[str, torch.Tensor], items: torch.Tensor | int | None) -> torch.Tensor:
-    """Return the mean NLL in nats per labelled token (paper, eq. 1), with the head on labelled rows only.
-
-    Args:
-        model: a causal language model that takes `logits_to_keep` as a boolean mask.
-        inputs: `input_ids`, `attention_mask` and `labels`, each of shape [batch, tokens]; -100 is no label.
-        items: how many labelled tokens the whole optimizer step has; `None` for those of this batch.
-    """
-    import torch
-    from torch.nn import functional
-
-    labels = inputs["labels"]
-    next_labels = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=-100)  # [batch, tokens]
-    rows = next_labels != -100
-    logits = model(
-        input_ids=inputs["input_ids"],
-        attention_mask=inputs["attention_mask"],
-        use_cache=False,
-        logits_to_keep=rows,
-    ).logits  # [labelled tokens, vocabulary]
-    total = functional.cross_entropy(logits.float(), next_labels[rows], reduction="sum")
-    return total / (rows.sum() if items is None else items)
-
-
 def make_trainer(
     model: PeftModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -321,7 +297,7 @@ def make_trainer(
     arguments: SFTConfig,
     on_step: OnStep,
 ) -> SFTTrainer:
-    """Return trl's trainer with the head on response rows; on one CUDA device trl does so itself."""
+    """Return trl's trainer with the head on response rows only; on CUDA devices trl's own head reads no others."""
     from torch.utils.data import RandomSampler
     from transformers import PrinterCallback
     from trl import SFTTrainer
@@ -329,15 +305,14 @@ def make_trainer(
     ranks = arguments.world_size
 
     class ResponseTrainer(SFTTrainer):
-        """See `response_loss`."""
+        """In one process on a CPU the loss is ours; several share the head's weights, and trl's loss gathers those."""
 
         def compute_loss(
             self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
         ) -> Any:
-            if return_outputs or (ranks == 1 and inputs["input_ids"].is_cuda):
+            if ranks > 1 or return_outputs or inputs["input_ids"].is_cuda:
                 return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)  # type: ignore[no-untyped-call]
-            # Ranks average their gradients, while `num_items_in_batch` counts the labels of all of them.
-            return response_loss(model, inputs, num_items_in_batch) * ranks
+            return response_loss(model, inputs, num_items_in_batch)
 
         def _get_train_sampler(self, train_dataset: Any = None) -> Any:
             sampler = super()._get_train_sampler(train_dataset)

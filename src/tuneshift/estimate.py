@@ -13,11 +13,11 @@ from tuneshift.config import LoadedConfig
 from tuneshift.engines.batching import BATCH_TOKENS, LOGIT_BYTES
 from tuneshift.errors import ConfigError
 from tuneshift.launch import is_sharded, read_processes
+from tuneshift.loss import logit_bytes
 from tuneshift.models import read_config
 from tuneshift.sizing import (
     DEVICES,
     TRAINED_BYTES,
-    TRAINING_LOGIT_BYTES,
     AdapterSize,
     Device,
     ModelSize,
@@ -120,7 +120,7 @@ def _training(
             dtype_bytes=dtype_bytes,
             checkpointed=bool(section.trainer_args.get("gradient_checkpointing")),
         ),
-        "logit_bytes": pairs * (assumed["response_tokens"] + 1) * target.vocabulary * TRAINING_LOGIT_BYTES,
+        "logit_bytes": logit_bytes(pairs * (assumed["response_tokens"] + 1), target.vocabulary),
     }
     devices, sharded = (read_processes(path), is_sharded(path)) if path else (1, False)
     if sharded:

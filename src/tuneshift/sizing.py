@@ -18,9 +18,6 @@ if TYPE_CHECKING:
 COMPUTE_EFFICIENCY = 0.4  # share of the peak FLOP/s that large matrix products reach; a guess
 BANDWIDTH_EFFICIENCY = 0.6  # share of the peak bandwidth with which decoding reads weights and cache; a guess
 TRAINED_BYTES = 16  # of an adapter's parameter: fp32 value, gradient and Adam's two moments
-TRAINING_LOGIT_BYTES = (
-    12  # of a logit in training: bf16 value and gradient, fp32 value (kept as log-softmax) and gradient
-)
 
 
 @dataclass(frozen=True)
