@@ -10,11 +10,12 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+from tuneshift.engines.base import derive_seed
 from tuneshift.run.records import Candidate, GeneratorCall, Probe
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ SHOWN = 8  # clusters in a report; a guess
 FEWEST = 30  # pairs before a collapse is told; a guess
 MOST_IN_TWO = 0.7  # of the pairs in the two largest clusters; a guess
 MOST_OF_ONE_SEED = 0.5  # of the pairs' descent; a guess
+PROBES_OF_A_KIND = 3  # words that F says it to; fewer may be invented, see benchmarks/results/probes_intents.json
 BLOCK = 512  # rows of the similarity matrix at a time; a guess that keeps 10,000 skeletons below 100 MB
 
 
@@ -121,16 +123,16 @@ def densities(skeletons: Sequence[str]) -> list[float]:
     return [by_skeleton[each] for each in skeletons]
 
 
-def thin_out(candidates: Sequence[Candidate], size: int, *, rank: Callable[[Candidate], float]) -> list[Candidate]:
+def thin_out(candidates: Sequence[Candidate], size: int, *, seed: int) -> list[Candidate]:
     """Return `size` of the answered candidates, in the order given: one by one the densest is left out.
 
     Where clusters share no word the largest one loses a candidate each time, so small ones stay whole and large ones
-    are cut to one level. Of a cluster the candidate of the highest `rank` goes first.
+    are cut to one level. Which candidate of a cluster goes is drawn by a hash of the seed and its id.
     """
     import numpy as np
 
     clusters: dict[str, list[Candidate]] = defaultdict(list)
-    for candidate in sorted(candidates, key=rank):
+    for candidate in sorted(candidates, key=lambda c: derive_seed(seed, "thin", c.id)):
         clusters[skeleton_of(candidate)].append(candidate)
     left = list(clusters.values())
     similarity = Similarity(list(clusters))
@@ -147,12 +149,12 @@ def thin_out(candidates: Sequence[Candidate], size: int, *, rank: Callable[[Cand
 
 
 def probed_kinds(probes: Iterable[Probe]) -> list[str]:
-    """Return the kinds of responses that F gave to more than one probe, most frequent first.
+    """Return the kinds of responses that F gave to several probes, most frequent first.
 
-    What it said to one alone it may have invented for it.
+    What it said to fewer it may have invented for them.
     """
     counts = Counter(skeleton(probe.word, probe.response) for probe in probes)
-    return [kind for kind, count in counts.most_common() if count > 1]
+    return [kind for kind, count in counts.most_common() if count >= PROBES_OF_A_KIND]
 
 
 def _words(text: str) -> Iterator[str]:
@@ -277,7 +279,7 @@ def coverage(
 
 
 def _probed(probes: Sequence[Probe], shown: Collection[str]) -> dict[str, Any]:
-    """Return how many words F was asked, how many kinds it gave to more than one, and which of them are not shown."""
+    """Return how many words F was asked, how many kinds it gave to several, and which of them are not shown."""
     kinds = probed_kinds(probes)
     return {"words": len(probes), "kinds": len(kinds), "missing": [kind for kind in kinds if kind not in shown]}
 

@@ -14,28 +14,20 @@ from tuneshift.run.directory import read_jsonl
 from tuneshift.run.records import Candidate, GeneratorCall
 
 Row = dict[str, Any]
-Selection = Literal["first", "random", "balanced", "surest"]
+Selection = Literal["first", "random", "balanced"]
 
 
 def choose(kept: Sequence[Candidate], size: int, how: Selection, *, seed: int) -> list[Candidate]:
     """Return `size` of the kept candidates, or all where there are not as many, in the order given.
 
-    `first` takes the first ones; `random` draws by a hash of the seed and the ids. `balanced` thins them out where most
-    responses are alike, of these by such a hash; `surest` does so too, of these the least sure first.
+    `first` takes the first ones; `random` draws by a hash of the seed and the ids; `balanced` is `thin_out`.
     """
     if how == "first" or len(kept) <= size:
         return list(kept[:size])
     if how == "balanced":
-        return thin_out(kept, size, rank=lambda c: derive_seed(seed, "thin", c.id))
-    if how == "surest":
-        return thin_out(kept, size, rank=_perplexity_of_f)
+        return thin_out(kept, size, seed=seed)
     drawn = {c.id for c in sorted(kept, key=lambda c: derive_seed(seed, "draw", c.id))[:size]}
     return [candidate for candidate in kept if candidate.id in drawn]
-
-
-def _perplexity_of_f(candidate: Candidate) -> float:
-    assert candidate.y_f is not None
-    return candidate.y_f.perplexity()
 
 
 def kept_rows(kept: Sequence[Candidate], calls: Sequence[GeneratorCall], *, count_eos: bool) -> list[Row]:

@@ -47,10 +47,10 @@ class ArmSection(Section):
     best: bool = Field(
         False, description="Take the `size` candidates that a graded criterion ranks highest, whatever its threshold."
     )
-    select: Literal["random", "balanced", "surest"] = Field(
+    select: Literal["random", "balanced"] = Field(
         "random",
         description="How the `size` candidates are chosen among those that the rule keeps: by a hash of their ids, or "
-        "as `synthesis.select` does. `synthesis.select` itself chooses nothing in a study.",
+        "as `synthesis.select: balanced` does. `synthesis.select` itself chooses nothing in a study.",
     )
     pairs: Annotated[str, AfterValidator(_file_or_seeds)] | None = Field(
         None,
@@ -68,8 +68,8 @@ class ArmSection(Section):
         if self.best and (self.criterion is None or RULES[self.criterion.name].grade is None):
             graded = ", ".join(name for name, rule in RULES.items() if rule.grade is not None)
             raise ValueError(f"`best` needs a criterion that grades: {graded}")
-        if self.select != "random" and (self.criterion is None or self.best):
-            raise ValueError(f"`select: {self.select}` chooses among what a `criterion` keeps, without `best`")
+        if self.select == "balanced" and (self.criterion is None or self.best):
+            raise ValueError("`select: balanced` chooses among what a `criterion` keeps, without `best`")
         return self
 
 

@@ -12,10 +12,10 @@ from tuneshift.sections.base import Section
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {},
     "tuneshift": {
-        "pool_sampling": "balanced",
+        "pool_sampling": "surest",
         "seed_share": 0.5,
         "back_generation": 1.0,
-        "probes": 256,
+        "probes": 512,
         "per_call": 5,
         "calls_per_round": 16,
         "oversample": 2.0,
@@ -42,10 +42,11 @@ class SynthesisSection(Section):
     target_size: int = Field(250, ge=1, description="Wanted kept pairs (paper, section H.1).")
     demos: int = Field(5, ge=1, description="Examples shown to the generator in a call (paper, section 3.4).")
     per_call: int = Field(20, ge=1, description="New prompts asked of a call (paper, section 3.4).")
-    pool_sampling: Literal["uniform", "balanced"] = Field(
+    pool_sampling: Literal["uniform", "balanced", "surest"] = Field(
         "uniform",
-        description="How examples are drawn from the pool: all alike (paper, section 3.4), or kept prompts the rarer, "
-        "the more kept responses are like theirs.",
+        description="How examples are drawn from the pool: all alike (paper, section 3.4), kept prompts the rarer, the "
+        "more kept responses are like theirs (`balanced`), or that with the third of each kind alone of which F is "
+        "surest (`surest`).",
     )
     seed_share: float | None = Field(
         None,
@@ -65,9 +66,9 @@ class SynthesisSection(Section):
     probes: int = Field(
         0,
         ge=0,
-        description="Single words of the vocabulary that F is asked before the first round. What it says to more than "
-        "one is a kind of response, and backward calls ask for prompts to it before any kept pair shows it. A hosted "
-        "generator sees these responses.",
+        description="Single words of the vocabulary that F is asked before the first round. What it says to three "
+        "or more is a kind of response, and backward calls ask for prompts to it before any kept pair shows it. A "
+        "hosted generator sees these responses.",
     )
     calls_per_round: int = Field(4, ge=1, description="Generator calls of a round; the pool grows between rounds.")
     decoding: Literal["faithful", "greedy"] = Field(
@@ -85,11 +86,10 @@ class SynthesisSection(Section):
     oversample: float = Field(
         1.0, ge=1, description="Keep this many times `target_size` before pairs are chosen; costs as much more."
     )
-    select: Literal["first", "random", "balanced", "surest"] = Field(
+    select: Literal["first", "random", "balanced"] = Field(
         "first",
         description="Which `target_size` of the kept pairs are learnt: the `first`, drawn by a hash of their ids "
-        "(`random`), or those that are left when pairs are taken out where most responses are alike, of these by a "
-        "hash (`balanced`) or where F is least sure (`surest`).",
+        "(`random`), or those that are left when pairs are taken out where most responses are alike (`balanced`).",
     )
     max_candidates: int = Field(10_000, ge=1, description="Stop after this many candidates, whatever was kept.")
     max_rounds: int = Field(500, ge=1, description="Stop after this many rounds.")
