@@ -19,7 +19,10 @@ from tuneshift.study.tables import markdown
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs/results.md"
-ORDER = ["snips_criteria", "snips_criteria_back", "snips_thresholds", "snips_generators", "snips_substitute"]
+ORDER = [
+    "snips_criteria", "snips_criteria_back", "snips_thresholds", "snips_generators", "snips_substitute",
+    "snips_coverage",
+]  # fmt: skip
 INTRODUCTION = """# Results at our scale
 
 Really run, on two cores, with SmolLM2-135M-Instruct and Gemma-3-270M; made by `python studies/render.py` from the

@@ -51,7 +51,7 @@ COLUMNS = {
     "response": "F's response, with the white space around it",
     "ppl_f": "perplexity of F's response under F",
     "ppl_b": "perplexity of B's response under F; null where B was not asked",
-    "strategy": "how G was asked: forward (more prompts like these), backward or probed (prompts to a response), or listed",
+    "strategy": "how G was asked: forward (more like these), backward or probed (prompts to a response), or listed",
     "parents": "ids of the examples that the generator was shown",
 }
 
