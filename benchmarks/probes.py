@@ -1,6 +1,6 @@
-"""Claim: single words of its vocabulary show what F was taught: what it says to three of them is hardly ever invented.
+"""Claim: single words of its vocabulary show what F was taught: what it says to two of them is hardly ever invented.
 
-    python benchmarks/probes.py CONFIG.yaml TRAIN.jsonl [--words 512] [--seeds 0 1 2 3 4]
+    python benchmarks/probes.py CONFIG.yaml TRAIN.jsonl [--words 256] [--seeds 0 1 2 3 4]
 
 CONFIG.yaml is examples/snips/intents.yaml or calls.yaml, TRAIN.jsonl the data set's own split, with {"intent"} a line.
 Each seed draws other words. A kind is a response with its copies masked; it is real where its name is an intent of the
@@ -31,7 +31,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", type=Path)
     parser.add_argument("train", type=Path)
-    parser.add_argument("--words", type=int, default=512)
+    parser.add_argument("--words", type=int, default=256)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     options = parser.parse_args()
     loaded = load_config(options.config)
@@ -44,17 +44,17 @@ def main() -> None:
             source, words, template=loaded.config.prompt_template, decoding=answer_decoding(loaded), run_seed=seed
         )
         counts = Counter(skeleton(probe.word, probe.response) for probe in probes)
-        kinds = probed_kinds(probes)
-        others = [kind for kind in counts if kind not in kinds]
+        twice = probed_kinds(probes)
+        once = [kind for kind, count in counts.items() if count == 1]
         results.append(
             {
                 "seed": seed,
                 "words": len(words),
-                "kinds": {kind: counts[kind] for kind in kinds},
-                "intents_named_by_them": len(intents & {name_of(kind) for kind in kinds}),
-                "invented_among_them": sum(name_of(kind) not in intents for kind in kinds),
-                "said_to_fewer_words": len(others),
-                "invented_among_these": sum(name_of(kind) not in intents for kind in others),
+                "kinds_said_more_than_once": {kind: counts[kind] for kind in twice},
+                "intents_named_by_them": len(intents & {name_of(kind) for kind in twice}),
+                "invented_among_them": sum(name_of(kind) not in intents for kind in twice),
+                "kinds_said_once": len(once),
+                "invented_among_these": sum(name_of(kind) not in intents for kind in once),
             }
         )
     source.close()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -18,11 +18,11 @@ from transformers import PreTrainedTokenizerFast
 from tuneshift.coverage import collapse, coverage, densities, families, probed_kinds, skeleton, skeleton_of, spread
 from tuneshift.datafiles import Seed
 from tuneshift.dataset import choose, kept_rows
-from tuneshift.prompts.generators import chat_request, few_shot_prompt
-from tuneshift.prompts.pool import Plan, PoolItem, Steering, make_pool, plan_calls, surest
+from tuneshift.prompts.generators import chat_request, chat_texts, few_shot_prompt
+from tuneshift.prompts.pool import Plan, PoolItem, Steering, make_pool, plan_calls
 from tuneshift.prompts.probing import probe_words
 from tuneshift.report.coverage import coverage_sentences
-from tuneshift.run.records import Candidate, GeneratorCall, Probe, Response
+from tuneshift.run.records import Candidate, GeneratorCall, Probe, Response, Strategy
 
 
 def answered(number: int, response: str, *, text: str = "play it", kept: bool = True, call: str = "c0") -> Candidate:
@@ -195,15 +195,6 @@ KEPT = [answered(n, "A", text=f"text {n}") for n in range(6)] + [
 ]
 
 
-def as_sure(candidates: Iterable[Candidate], logprobs: Iterable[float]) -> list[Candidate]:
-    """Return candidates whose responses have these log-probabilities a token."""
-    return [
-        replace(one, y_f=replace(one.y_f, token_logprobs=(logprob, logprob)))
-        for one, logprob in zip(candidates, logprobs, strict=True)
-        if one.y_f is not None
-    ]
-
-
 def share_of(pool: list[PoolItem], *names: str) -> float:
     return sum(item.weight for item in pool if item.id in names) / sum(item.weight for item in pool)
 
@@ -231,28 +222,7 @@ def test_a_response_that_was_kept_once_is_not_asked_for_but_a_seeds_is() -> None
     assert {plan.cue for plan in plans} == {"A", "B", "C"}
 
 
-def test_a_third_of_each_kind_breeds_of_which_f_is_surer_than_of_half_of_all() -> None:
-    """Ranks of all from the surest: A 1, 2, 3, 5, 6, 8; C 4, 7, 9; D 10. D's only one is less sure than the median."""
-    ranks = [3, 8, 1, 6, 2, 5, 9, 4, 7, 10]
-    kept = as_sure([*KEPT, answered(9, "D")], [-rank / 100 for rank in ranks])
-    assert [one.id for one in surest(kept)] == ["p0002", "p0004", "p0007"]
-    pool = make_pool(SEEDS, kept, Steering("surest"))
-    assert [item.id for item in pool] == ["s0", "s1", "p0002", "p0004", "p0007"]
-    assert [item.rarity for item in pool] == pytest.approx([1 / 3, 1, 1 / 3, 1 / 3, 0])  # C was kept once alone
-    assert share_of(pool, "s0", "s1") == pytest.approx(2 / 5)
-    assert surest([]) == []
-
-
-def test_a_probed_kind_that_f_is_never_sure_of_is_asked_for_without_an_example() -> None:
-    kept = as_sure([*KEPT, answered(9, "D")], [-0.01] * 9 + [-0.4])
-    probes = [Probe(word, "D") for word in ("rain", "snow", "sun")]
-    for sampling, strategy in (("surest", "probed"), ("balanced", "backward")):
-        pool = make_pool(SEEDS, kept, Steering(sampling, back_generation=1.0), probes)  # type: ignore[arg-type]
-        plans = plan_calls(pool, round_index=1, calls=50, demos=3, run_seed=0, back_generation=1.0)
-        assert {plan.strategy for plan in plans if plan.cue == "D"} == {strategy}
-
-
-@pytest.mark.parametrize("sampling", ["uniform", "balanced", "surest"])
+@pytest.mark.parametrize("sampling", ["uniform", "balanced"])
 def test_seeds_keep_their_share_however_many_are_kept(sampling: str) -> None:
     steering = Steering(sampling, seed_share=0.4)  # type: ignore[arg-type]
     assert share_of(make_pool(SEEDS, KEPT, steering), "s0", "s1") == pytest.approx(0.4)
@@ -268,29 +238,16 @@ def test_weights_are_how_often_an_item_is_drawn_first() -> None:
         assert first[name] / 4000 == pytest.approx(rate, abs=5 * math.sqrt(rate * (1 - rate) / 4000))
 
 
-def test_a_share_of_the_calls_is_backward_and_half_of_these_end_in_an_example_of_what_they_want() -> None:
+def test_a_share_of_the_calls_is_backward_and_wants_what_its_last_example_got() -> None:
     pool = [*make_pool(SEEDS, KEPT, Steering("balanced")), PoolItem("x", "no answer known", 1000.0)]
     plans = plan_calls(pool, round_index=3, calls=2000, demos=4, run_seed=0, back_generation=0.25)
     backward = [plan for plan in plans if plan.strategy == "backward"]
     assert len(backward) / 2000 == pytest.approx(0.25, abs=5 * math.sqrt(0.25 * 0.75 / 2000))
-    shown = [plan.demos[-1].cue == "B" for plan in backward if plan.cue == "B"]  # one example alone is of that kind
-    assert sum(shown) / len(shown) == pytest.approx(0.5, abs=5 * math.sqrt(0.25 / len(shown)))
+    assert all(plan.cue == plan.demos[-1].cue for plan in backward)
     assert "x" not in {item.id for plan in backward for item in plan.demos}
     wanted = Counter(plan.cue for plan in backward)  # each kind as often as the others, whatever examples weigh
     for cue in "ABC":
         assert wanted[cue] / len(backward) == pytest.approx(1 / 3, abs=5 * math.sqrt(0.25 / len(backward)))
-
-
-def test_an_only_example_is_always_shown() -> None:
-    plans = plan_calls(
-        make_pool(SEEDS[:1], [], Steering("balanced")),
-        round_index=0,
-        calls=50,
-        demos=4,
-        run_seed=0,
-        back_generation=1.0,
-    )
-    assert {tuple(item.id for item in plan.demos) for plan in plans} == {("s0",)}
 
 
 @pytest.mark.parametrize("calls", [3, 4, 7, 16, 100])
@@ -335,6 +292,17 @@ def test_a_chat_model_is_told_which_answer_is_wanted() -> None:
     asked = chat_request(BACKWARD, asked=20, instruction=None)
     assert "1. go => A\n2. play\nit => B(_)\n" in asked
     assert asked.endswith("Generate 20 more samples whose answer is B(_), without the answer.")
+
+
+@pytest.mark.parametrize(
+    ("strategy", "text"),
+    [("forward", "eat => sleep"), ("backward", "eat"), ("probed", "eat"), ("listed", "eat => sleep")],
+)
+def test_an_answer_that_a_chat_model_writes_behind_its_prompt_is_cut_where_it_was_shown_some(
+    strategy: Strategy, text: str
+) -> None:
+    call = replace(call_of("c0"), raw=("1. eat => sleep\n2. play",), finished=(True,), strategy=strategy)
+    assert chat_texts(call, asked=3) == [text, "play", None]
 
 
 def test_a_kept_row_tells_how_it_was_asked_for_and_its_parents() -> None:
@@ -420,15 +388,13 @@ def test_where_a_vocabulary_marks_no_words_any_token_of_letters_may_be_one() -> 
     assert "weather" in probe_words(vocabulary(pre_tokenizers.Whitespace(), decoders.Fuse()), 100, seed=0)
 
 
-def test_what_f_says_to_less_than_three_probes_is_no_kind() -> None:
-    said = {word: f"Get({word})" for word in ("rain", "snow", "sun")}
-    said |= dict.fromkeys(("book", "tale", "novel", "page"), "Rate") | dict.fromkeys(("x", "y"), "Lift")
+def test_what_f_says_to_one_probe_alone_is_no_kind() -> None:
+    said = {"rain": "Get(rain)", "snow": "Get(snow)", "book": "Rate", "tale": "Rate", "novel": "Rate", "x": "Lift"}
     assert probed_kinds([Probe(word, response) for word, response in said.items()]) == ["Rate", "Get(_)"]
 
 
 def test_a_probed_kind_is_asked_for_as_often_as_a_seeds_and_shown_by_no_word() -> None:
-    said = {"D": "rain snow sun", "A": "one two three", "Invented": "x y"}
-    probes = [Probe(word, response) for response, words in said.items() for word in words.split()]
+    probes = [Probe("rain", "D"), Probe("snow", "D"), Probe("one", "A"), Probe("two", "A"), Probe("x", "Invented")]
     pool = make_pool(SEEDS, [], Steering(back_generation=1.0), probes)  # A and B are the seeds' own
     plans = plan_calls(pool, round_index=0, calls=3000, demos=4, run_seed=0, back_generation=1.0)
     wanted = Counter(plan.cue for plan in plans)
@@ -441,8 +407,8 @@ def test_a_probed_kind_is_asked_for_as_often_as_a_seeds_and_shown_by_no_word() -
 
 
 def test_what_probes_show_and_no_pair_does_is_told() -> None:
-    probes = [Probe(word, response) for response in "DA" for word in ("one", "two", "three")]
+    probes = [Probe("rain", "D"), Probe("snow", "D"), Probe("one", "A"), Probe("two", "A")]
     found = coverage(KEPT, [call_of("c0", "s0")], None, probes)
     assert found is not None
-    assert found["probed"] == {"words": 6, "kinds": 2, "missing": ["D"]}
+    assert found["probed"] == {"words": 4, "kinds": 2, "missing": ["D"]}
     assert "no pair shows D." in " ".join(coverage_sentences(found))

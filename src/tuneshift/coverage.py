@@ -28,7 +28,6 @@ SHOWN = 8  # clusters in a report; a guess
 FEWEST = 30  # pairs before a collapse is told; a guess
 MOST_IN_TWO = 0.7  # of the pairs in the two largest clusters; a guess
 MOST_OF_ONE_SEED = 0.5  # of the pairs' descent; a guess
-PROBES_OF_A_KIND = 3  # words that F says it to; fewer may be invented, see benchmarks/results/probes_intents.json
 BLOCK = 512  # rows of the similarity matrix at a time; a guess that keeps 10,000 skeletons below 100 MB
 
 
@@ -149,12 +148,12 @@ def thin_out(candidates: Sequence[Candidate], size: int, *, seed: int) -> list[C
 
 
 def probed_kinds(probes: Iterable[Probe]) -> list[str]:
-    """Return the kinds of responses that F gave to several probes, most frequent first.
+    """Return the kinds of responses that F gave to more than one probe, most frequent first.
 
-    What it said to fewer it may have invented for them.
+    What it said to one alone it may have invented for it.
     """
     counts = Counter(skeleton(probe.word, probe.response) for probe in probes)
-    return [kind for kind, count in counts.most_common() if count >= PROBES_OF_A_KIND]
+    return [kind for kind, count in counts.most_common() if count > 1]
 
 
 def _words(text: str) -> Iterator[str]:
@@ -279,7 +278,7 @@ def coverage(
 
 
 def _probed(probes: Sequence[Probe], shown: Collection[str]) -> dict[str, Any]:
-    """Return how many words F was asked, how many kinds it gave to several, and which of them are not shown."""
+    """Return how many words F was asked, how many kinds it gave to more than one, and which of them are not shown."""
     kinds = probed_kinds(probes)
     return {"words": len(probes), "kinds": len(kinds), "missing": [kind for kind in kinds if kind not in shown]}
 

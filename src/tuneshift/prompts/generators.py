@@ -152,10 +152,7 @@ class PromptGenerator:
 def chat_texts(call: GeneratorCall, *, asked: int) -> list[str | None]:
     """Return the items of a chat model's list, and `None` for each that is missing of the `asked` ones."""
     texts = drop_truncated(parse_list(call.raw[0], asked=asked), finished=call.finished[0])
-    if call.strategy in (
-        "backward",
-        "probed",
-    ):  # the examples had their answers behind an arrow, and so may what imitates them
+    if call.strategy in ("backward", "probed"):  # examples had answers behind arrows, and so may what imitates them
         texts = [text.rpartition(" => ")[0] or text for text in texts]
     return [*texts, *[None] * (asked - len(texts))]
 

@@ -6,10 +6,8 @@ among many. The pool can be steered instead: what is dense is shown less, and se
 
 from __future__ import annotations
 
-import math
 import random
 from bisect import bisect
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
@@ -21,10 +19,6 @@ from tuneshift.datafiles import Seed
 from tuneshift.engines.base import derive_seed
 from tuneshift.run.records import Candidate, Probe, Strategy, call_id
 
-UNSHOWN = 0.5
-"""Share of backward calls that show no example of the kind they want: it would be copied again and again; a guess."""
-BREEDING = 1 / 3
-"""Share of each kind of response, the surest, that `surest` shows the generator; a guess."""
 LONGEST_CUE = 200
 """Characters of a response that can stand before a prompt in a list of one-line examples; a guess."""
 SUPPORT = 2.0
@@ -53,14 +47,14 @@ class PoolItem:
 class Steering:
     """How examples are drawn; see the `synthesis` section of the configuration. The defaults are the paper's."""
 
-    pool_sampling: Literal["uniform", "balanced", "surest"] = "uniform"
+    pool_sampling: Literal["uniform", "balanced"] = "uniform"
     seed_share: float | None = None
     back_generation: float = 0.0
 
     @property
     def reads_responses(self) -> bool:
         """Whether what is drawn depends on responses, which then have to be compared."""
-        return self.pool_sampling != "uniform" or self.back_generation > 0
+        return self.pool_sampling == "balanced" or self.back_generation > 0
 
 
 @dataclass(frozen=True)
@@ -79,11 +73,8 @@ def make_pool(
     """Return seeds, kept candidates and the kinds of responses to probes, with the weights by which they are drawn.
 
     The rarity of a response is one over the number of responses in the pool that are like it. `balanced` weighs kept
-    candidates by it, and `surest` does so with the surest of each kind alone. A seed weighs as much as kept candidates
-    do on average, or all seeds together weigh `seed_share`.
+    candidates by it. A seed weighs as much as kept candidates do on average, or all seeds together weigh `seed_share`.
     """
-    if steering.pool_sampling == "surest":
-        kept = surest(kept)
     n_seeds = len(seeds)
     cues: list[str | None] = [None] * (n_seeds + len(kept))
     if steering.reads_responses:
@@ -92,7 +83,7 @@ def make_pool(
     kinds = probed_kinds(probes)
     unseen = [kind for kind in kinds if kind not in cues]
     rarities = _rarities([*cues, *unseen])
-    of_kept = [1.0 if steering.pool_sampling == "uniform" else rarity for rarity in rarities[n_seeds : len(cues)]]
+    of_kept = [rarity if steering.pool_sampling == "balanced" else 1.0 for rarity in rarities[n_seeds : len(cues)]]
     of_seed = fmean(of_kept) if kept else 1.0
     if steering.seed_share is not None and kept:
         of_seed = steering.seed_share / (1 - steering.seed_share) * sum(of_kept) / n_seeds
@@ -107,35 +98,15 @@ def make_pool(
     return pool + [PoolItem("", "", cue=cue, rarity=rarity, shown=False) for cue, rarity in asked_for if cue]
 
 
-def surest(kept: Sequence[Candidate]) -> list[Candidate]:
-    """Return the candidates of which F is surest, in the order given: the first third of each kind of response.
-
-    Left out are those of which F is less sure than of half of all. F answers whatever it is asked, and off the topic it
-    is less sure: what breeds is what F was made for.
-    """
-    kinds: dict[str, list[Candidate]] = defaultdict(list)
-    ranked = sorted(kept, key=_perplexity_of_f)
-    for candidate in ranked:
-        kinds[skeleton_of(candidate)].append(candidate)
-    breeding = {one.id for members in kinds.values() for one in members[: math.ceil(len(members) * BREEDING)]}
-    breeding &= {one.id for one in ranked[: math.ceil(len(ranked) / 2)]}
-    return [candidate for candidate in kept if candidate.id in breeding]
-
-
-def _perplexity_of_f(candidate: Candidate) -> float:
-    assert candidate.y_f is not None
-    return candidate.y_f.perplexity()
-
-
 def plan_calls(
     pool: Sequence[PoolItem], *, round_index: int, calls: int, demos: int, run_seed: int, back_generation: float = 0.0
 ) -> list[Plan]:
     """Return what each call of a round shows, drawn by the call's id alone.
 
     A share `back_generation` of the calls is backward: its examples have a cue each, and it asks for prompts to a cue
-    that is drawn by rarity. In half of them the last example is a prompt of that kind; the others, and those for a kind
-    that only probes have shown, go without. The cues of a round are drawn by equal steps round a circle on which each
-    has its rarity, from a random start, so that few calls spread over kinds as many would (a Kronecker sequence).
+    that is drawn by rarity. Its own prompt is the last example; of a kind that only probes have shown there is none.
+    The cues of a round are drawn by equal steps round a circle on which each has its rarity, from a random start, so
+    that few calls spread over kinds as many would (a Kronecker sequence).
     """
     shown = [item for item in pool if item.shown]
     known = [item for item in shown if item.cue is not None]
@@ -152,20 +123,19 @@ def plan_calls(
             plans.append(Plan(name, tuple(_draw(shown, demos, draw))))
             continue
         wanted = around[bisect(ends, (start + index * GOLDEN) % 1 * ends[-1], hi=len(ends) - 1)]
-        own = (wanted,) if wanted.shown and (draw.random() >= UNSHOWN or len(known) == 1) else ()
+        own = (wanted,) if wanted.shown else ()
         others = _draw([item for item in known if item is not wanted], demos - len(own), draw)
-        plans.append(Plan(name, (*others, *own), wanted.cue, "backward" if wanted.shown else "probed"))
+        plans.append(Plan(name, (*others, *own), wanted.cue, "backward" if own else "probed"))
     return plans
 
 
 def shorten(plan: Plan, pool: Sequence[PoolItem]) -> Plan | None:
     """Return the plan without its longest example; `None` where nothing shorter can be shown.
 
-    A last example whose cue is wanted stays. The last one that is left gives way to the shortest of the pool.
+    The example whose cue is wanted stays. The last one that is left gives way to the shortest of the pool.
     """
     if len(plan.demos) > 1:
-        stays = plan.cue is not None and plan.demos[-1].cue == plan.cue
-        longest = max(plan.demos[:-1] if stays else plan.demos, key=lambda item: len(item.text))
+        longest = max(plan.demos[:-1] if plan.strategy == "backward" else plan.demos, key=lambda item: len(item.text))
         return replace(plan, demos=tuple(item for item in plan.demos if item is not longest))
     shortest = Plan(plan.call_id, (min((item for item in pool if item.shown), key=lambda item: len(item.text)),))
     return shortest if plan != shortest else None

@@ -70,7 +70,7 @@ class GeneratorCall:
 
     `demos` are the ids of the pool items shown to it; `raw` is what it wrote, before any parsing, one entry per
     continuation, with `finished` false where the length limit cut it. `decoding` holds the fields of `Decoding`. A
-    backward call wants prompts to a response that the pool shows, a probed call to one that only probes have shown.
+    backward call wants prompts to the response of its last demo, a probed call to one that F gave to probes.
     """
 
     id: str

@@ -12,10 +12,10 @@ from tuneshift.sections.base import Section
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {},
     "tuneshift": {
-        "pool_sampling": "surest",
+        "pool_sampling": "balanced",
         "seed_share": 0.5,
         "back_generation": 1.0,
-        "probes": 512,
+        "probes": 256,
         "per_call": 5,
         "calls_per_round": 16,
         "oversample": 2.0,
@@ -42,11 +42,10 @@ class SynthesisSection(Section):
     target_size: int = Field(250, ge=1, description="Wanted kept pairs (paper, section H.1).")
     demos: int = Field(5, ge=1, description="Examples shown to the generator in a call (paper, section 3.4).")
     per_call: int = Field(20, ge=1, description="New prompts asked of a call (paper, section 3.4).")
-    pool_sampling: Literal["uniform", "balanced", "surest"] = Field(
+    pool_sampling: Literal["uniform", "balanced"] = Field(
         "uniform",
-        description="How examples are drawn from the pool: all alike (paper, section 3.4), kept prompts the rarer, the "
-        "more kept responses are like theirs (`balanced`), or that with the third of each kind alone of which F is "
-        "surest (`surest`).",
+        description="How examples are drawn from the pool: all alike (paper, section 3.4), or kept prompts the rarer, "
+        "the more kept responses are like theirs.",
     )
     seed_share: float | None = Field(
         None,
@@ -66,9 +65,9 @@ class SynthesisSection(Section):
     probes: int = Field(
         0,
         ge=0,
-        description="Single words of the vocabulary that F is asked before the first round. What it says to three "
-        "or more is a kind of response, and backward calls ask for prompts to it before any kept pair shows it. A "
-        "hosted generator sees these responses.",
+        description="Single words of the vocabulary that F is asked before the first round. What it says to more than "
+        "one is a kind of response, and backward calls ask for prompts to it before any kept pair shows it. A hosted "
+        "generator sees these responses.",
     )
     calls_per_round: int = Field(4, ge=1, description="Generator calls of a round; the pool grows between rounds.")
     decoding: Literal["faithful", "greedy"] = Field(
