@@ -22,7 +22,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "select": "balanced",
     },
 }
-"""What a preset sets where nothing is said: guesses, measured together in benchmarks/results/demo_intents.json."""
+"""What a preset sets where nothing is said: guesses, measured together in studies/results/snips_coverage.json."""
 
 
 def name_alone(value: Any) -> Any:
