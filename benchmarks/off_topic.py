@@ -11,9 +11,11 @@ from kept prompts. 0.5 tells nothing. Nothing is generated but `vote`'s answers.
 
 - `sure`: F's mean log-probability of y_f.
 - `vote`: the share of five new answers of F that say the same.
+- `steady`: the share of five copies of the prompt, each without one of its words, to which F greedily says the same.
 - `support`: how many kept responses are like y_f.
 - `asked`: whether F answered what a backward call had asked for (of those calls' prompts alone).
 - `shallow`: minus the number of generator calls between the prompt and the seeds.
+- `near`: the cosine to the nearest seed, by a sentence model where there is one, else by TF-IDF (`embedded_by`).
 - `likely`: G's mean log-probability of the prompt behind the seeds; `likelier`: less that without the seeds.
 - `moved`: F's mean log-probability of the prompt in the template less B's.
 """
@@ -21,11 +23,15 @@ from kept prompts. 0.5 tells nothing. Nothing is generated but `vote`'s answers.
 import argparse
 import json
 import random
+import re
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
+import numpy as np
 from measure import document
 from reach import NaiveBayes, intent_of
 from sklearn.metrics import roc_auc_score
@@ -39,10 +45,15 @@ from tuneshift.engines.base import Engine, ScoreRequest
 from tuneshift.preflight import read_inputs
 from tuneshift.progress import SILENT
 from tuneshift.prompts.generators import PromptGenerator, few_shot_prompt
+from tuneshift.prompts.parsing import fill_template
 from tuneshift.prompts.pool import Plan, PoolItem
+from tuneshift.prompts.screening import normalize
+from tuneshift.report.embedding import embed
 from tuneshift.run.ledger import Ledger
-from tuneshift.run.records import Candidate, GeneratorCall
+from tuneshift.run.records import Candidate, GeneratorCall, Response
 from tuneshift.wiring import SynthesisModels, synthesis_models
+
+SHORTENED = 5  # copies of each prompt, as many as `vote` has answers
 
 
 @dataclass(frozen=True)
@@ -81,6 +92,34 @@ def of_prompts(models: SynthesisModels, asked: Asked, texts: Sequence[str]) -> d
     }
 
 
+def nearness(seeds: Sequence[str], texts: Sequence[str]) -> tuple[list[float], str]:
+    """Return the cosine of each text to its nearest seed, and what embedded them."""
+    embedding = embed([*seeds, *texts])
+    lengths = np.linalg.norm(embedding.vectors, axis=1, keepdims=True)
+    unit = embedding.vectors / np.maximum(lengths, 1e-12)  # a text without known words is near to nothing
+    near = (unit[len(seeds) :] @ unit[: len(seeds)].T).max(axis=1)
+    return near.tolist(), embedding.described
+
+
+def steadiness(models: SynthesisModels, template: str, pairs: Sequence[tuple[Candidate, Response]]) -> list[float]:
+    """Return the share of shortened copies of each prompt to which F says the same; 0 for prompts of one word."""
+    copies = {
+        f"{c.id} {left_out}": fill_template(" ".join(words[:left_out] + words[left_out + 1 :]), template)
+        for c, _ in pairs
+        if len(words := c.text.split()) > 1
+        for left_out in random.Random(c.id).sample(range(len(words)), min(SHORTENED, len(words)))
+    }
+    answers = models.source.answer(
+        copies, decoding=replace(models.instruments.decoding, temperature=0.0), run_seed=0, worth=lambda y_f: False
+    )
+    same: dict[str, list[bool]] = defaultdict(list)
+    said = {c.id: normalize(y_f.text) for c, y_f in pairs}
+    for name, answer in answers.items():
+        candidate = name.partition(" ")[0]
+        same[candidate].append(normalize(answer.y_f.text) == said[candidate])
+    return [fmean(same[c.id]) if same[c.id] else 0.0 for c, _ in pairs]
+
+
 def depths(kept: Sequence[Candidate], calls: Mapping[str, GeneratorCall]) -> list[float]:
     """Return for each kept candidate how many calls lie between it and the seeds, along its longest descent."""
     found: dict[str, int] = {}
@@ -90,8 +129,9 @@ def depths(kept: Sequence[Candidate], calls: Mapping[str, GeneratorCall]) -> lis
 
 
 def wanted(call: GeneratorCall) -> str | None:
-    """Return the response that a backward call asked for: what stands behind its last bullet."""
-    return call.prompt.rpartition("\n")[2].removeprefix("-").strip().removesuffix(":") or None
+    """Return the response that a backward call asked for: what stands behind its last bullet, before any words."""
+    cue = call.prompt.rpartition("\n")[2].removeprefix("-").strip().removesuffix(":")
+    return re.sub(r" \(\w+(, \w+)*\)$", "", cue) or None
 
 
 def auc(right: Sequence[bool], signal: Sequence[float]) -> float | None:
@@ -108,11 +148,15 @@ def of_ledger(
     kept = [candidate for candidate, _ in pairs]
     voting = Criterion("vote", samples=5)
     voted, (vote,) = models.instruments.measure(kept, voting), voting.needs()
-    own, theirs = (of_prompts(models, asked, texts) for texts in ([c.text for c in kept], real))
+    texts = [c.text for c in kept]
+    own, theirs = (of_prompts(models, asked, of) for of in (texts, real))
+    near, embedded_by = nearness([seed.text for seed in asked.seeds], [*texts, *real])
+    own["near"], theirs["near"] = near[: len(texts)], near[len(texts) :]
     right = [judge.tell(c.text) == intent_of(y_f.text) for c, y_f in pairs]
     signals = {
         "sure": [y_f.sum_logprob / y_f.n_tokens for _, y_f in pairs],
         "vote": [c.measures[vote] or 0.0 for c in voted],
+        "steady": steadiness(models, asked.template, pairs),
         "support": densities([skeleton_of(c) for c in kept]),
         "shallow": [-depth for depth in depths(kept, calls)],
         **own,
@@ -125,6 +169,7 @@ def of_ledger(
         "auc": {name: auc(right, values) for name, values in signals.items()}
         | {"asked": auc([right[place] for place in backward], asked_for)},
         "backward": len(backward),
+        "embedded_by": embedded_by,
         "auc_of_real": {
             name: auc([True] * len(real) + [False] * len(kept), [*theirs[name], *own[name]]) for name in own
         },
