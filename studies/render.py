@@ -21,7 +21,7 @@ HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs/results.md"
 ORDER = [
     "snips_criteria", "snips_criteria_back", "snips_thresholds", "snips_generators", "snips_substitute",
-    "snips_coverage",
+    "snips_coverage", "bbh",
 ]  # fmt: skip
 INTRODUCTION = """# Results at our scale
 
