@@ -23,7 +23,6 @@ from kept prompts. 0.5 tells nothing. Nothing is generated but `vote`'s answers.
 import argparse
 import json
 import random
-import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -129,9 +128,8 @@ def depths(kept: Sequence[Candidate], calls: Mapping[str, GeneratorCall]) -> lis
 
 
 def wanted(call: GeneratorCall) -> str | None:
-    """Return the response that a backward call asked for: what stands behind its last bullet, before any words."""
-    cue = call.prompt.rpartition("\n")[2].removeprefix("-").strip().removesuffix(":")
-    return re.sub(r" \(\w+(, \w+)*\)$", "", cue) or None
+    """Return the response that a backward call asked for: what stands behind its last bullet."""
+    return call.prompt.rpartition("\n")[2].removeprefix("-").strip().removesuffix(":") or None
 
 
 def auc(right: Sequence[bool], signal: Sequence[float]) -> float | None:
