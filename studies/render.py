@@ -4,7 +4,8 @@
 
 studies/results/NAME.json and NAME.parquet are `results.json` and `outcomes.parquet` of `tuneshift study
 studies/NAME.yaml`; studies/NAME.md says what it asks and what we read in it, under a heading of its own. The studies
-come in the order of ORDER. What the outcomes say is computed anew, by this version's statistics.
+come in the order of ORDER, behind studies/introduction.md. What the outcomes say is computed anew, by this version's
+statistics.
 """
 
 import json
@@ -23,13 +24,6 @@ ORDER = [
     "snips_criteria", "snips_criteria_back", "snips_weak_source", "snips_thresholds", "snips_generators",
     "snips_substitute", "snips_coverage", "bbh",
 ]  # fmt: skip
-INTRODUCTION = """# Results at our scale
-
-Really run, on two cores, with SmolLM2-135M-Instruct and Gemma-3-270M; made by `python studies/render.py` from the
-result files in `studies/results/`. `python studies/prepare.py DATA_FOLDER models` makes the sources and data that the
-studies start from. [paper.md](paper.md) has what the paper reports with larger models, [studies.md](studies.md) how a
-study works, [method.md](method.md#statistics) how its figures are made.
-"""
 
 
 def read_results(folder: Path, name: str) -> dict[str, Any]:
@@ -40,7 +34,7 @@ def read_results(folder: Path, name: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    parts = [INTRODUCTION]
+    parts = [(HERE / "introduction.md").read_text(encoding="utf-8")]
     for name in ORDER:
         if not (HERE / "results" / f"{name}.json").is_file():
             continue  # not run yet
