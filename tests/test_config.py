@@ -737,6 +737,22 @@ def test_a_preset_and_the_settings_that_it_stands_for_have_one_fingerprint(tmp_p
     assert load(tmp_path, *spelt_out).fingerprint == load(tmp_path, "synthesis.preset=tuneshift").fingerprint
 
 
+HOSTED = ("generator.kind=chat", "generator.api={model: other}")
+
+
+@pytest.mark.parametrize(
+    "said", [[], ["back_generation=1"], ["back_generation=0.5"], ["back_generation=0", "probes=0"], ["preset=paper"]]
+)
+def test_a_preset_alone_never_sends_responses_to_a_hosted_generator(tmp_path: Path, said: list[str]) -> None:
+    settings = ["synthesis.preset=tuneshift", *(f"synthesis.{one}" for one in said)]
+    if said:
+        assert load(tmp_path, *HOSTED, *settings).config.generator.api is not None
+    else:
+        with pytest.raises(ConfigError, match=r"may be sent, write synthesis.back_generation: 1; .* prompts only"):
+            load(tmp_path, *HOSTED, *settings)
+        assert load(tmp_path, *settings).config.synthesis.back_generation == 1  # a local one may see them
+
+
 def test_every_setting_is_in_one_of_the_lists_above() -> None:
     assert set(leaves()) - set(CHANGES) == WHERE_IT_RUNS
 

@@ -24,7 +24,7 @@ from tuneshift.distill import (
     newest_sealed_checkpoint,
     tokenize_pairs,
 )
-from tuneshift.errors import ModelError
+from tuneshift.errors import MemoryLimitError, ModelError
 from tuneshift.models import LoadOptions
 
 LOAD = LoadOptions(device="cpu", dtype="float32")
@@ -307,6 +307,27 @@ def test_a_damaged_checkpoint_is_not_resumed_from(damage: str, killed: Path, tmp
 
 def test_without_checkpoints_there_is_nothing_to_resume_from(tmp_path: Path) -> None:
     assert newest_sealed_checkpoint(tmp_path / "none") is None
+
+
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [("forward", "A training step does not fit .* Lower distill.per_device_train"), ("loading", "run.dtype: bfloat16")],
+)
+def test_a_training_for_which_memory_is_short_says_what_to_change_and_goes_on(
+    layer: str, message: str, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def allocate(*arguments: Any, **options: Any) -> torch.Tensor:
+        return torch.empty(2**50)  # refused by torch's own allocator
+
+    layers = {
+        "forward": "tuneshift.distill.response_loss",
+        "loading": "transformers.AutoModelForCausalLM.from_pretrained",
+    }
+    with monkeypatch.context() as patch:
+        patch.setattr(layers[layer], allocate)
+        with pytest.raises(MemoryLimitError, match=message):
+            train(tiny, tmp_path)
+    assert train(tiny, tmp_path).steps == EPOCHS * STEPS_PER_EPOCH
 
 
 def test_a_training_killed_in_its_first_epoch_starts_over(tiny: Tiny, tmp_path: Path) -> None:

@@ -56,6 +56,10 @@ def interrupt() -> None:
     os.kill(os.getpid(), signal.SIGINT)
 
 
+def terminate() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
 def before_round_is_committed(act: Callable[[], None], number: int) -> None:
     """Act when generator calls are recorded and answered, but their round is not."""
     original = Ledger.record_round
@@ -540,6 +544,8 @@ INTERRUPTED: dict[str, tuple[Any, ...]] = {
     "inside the commit of a round": (inside_the_commit_of_a_round, interrupt, 3),
     "in an epoch": (after_a_training_step, interrupt, 5),
     "in the evaluation": (after_a_file_is_written, interrupt, "before.jsonl"),
+    "in a round, by a batch system": (before_round_is_committed, terminate, 3),
+    "in an epoch, by a batch system": (after_a_training_step, terminate, 5),
 }
 
 
@@ -547,7 +553,8 @@ INTERRUPTED: dict[str, tuple[Any, ...]] = {
 def test_an_interrupted_run_says_that_its_state_is_saved_and_goes_on(
     starter: Starter, reference: Reference, run: Path, instant: str
 ) -> None:
-    assert starter.finish(run, failpoint=INTERRUPTED[instant]) == 130, starter.printed(run)
+    code = 143 if INTERRUPTED[instant][1] is terminate else 130  # as shells tell a signal
+    assert starter.finish(run, failpoint=INTERRUPTED[instant]) == code, starter.printed(run)
     printed = starter.printed(run)
     assert starter.finish(run) == NO_IMPROVEMENT, starter.printed(run)
     assert differences(run, reference) == []

@@ -1,19 +1,23 @@
-"""What a plan bills for the answers: each set of questions at its own length, counted by a clock that answers move."""
+"""What a plan bills: by a clock that only the work moves which the test is about."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import make_tokenizer
+from conftest import Tiny, make_tokenizer, write_project
 
 from tuneshift import plan
+from tuneshift.config import load_config
 from tuneshift.datafiles import Item
 from tuneshift.encoding import Reader
 from tuneshift.evaluate.evidence import Questions, Regression
 from tuneshift.evaluate.tasks import Outcome
+from tuneshift.pipeline import Synthesis
 from tuneshift.plan import _evaluation_seconds
+from tuneshift.run.ledger import Ledger
 
 LONG = "play " * 200
 
@@ -76,3 +80,27 @@ def test_regression_questions_that_f_cannot_read_are_billed_by_the_others(monkey
 def test_without_questions_there_is_nothing_to_bill(monkeypatch: pytest.MonkeyPatch) -> None:
     found = estimated(monkeypatch, Clock(), None)
     assert found == {"evaluation_seconds": None, "evaluation_reason": "no questions"}
+
+
+def test_single_words_are_billed_once_and_candidates_as_many_as_are_needed(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, probe, rounds = Clock(), Synthesis.probe, Synthesis.round
+
+    def slow_probe(self: Synthesis, ledger: Ledger) -> None:
+        clock.now += 100 if ledger.probes() is None else 0
+        probe(self, ledger)
+
+    def slow_round(self: Synthesis, *arguments: Any) -> Any:
+        clock.now += 10
+        return rounds(self, *arguments)
+
+    monkeypatch.setattr(plan, "time", clock)
+    monkeypatch.setattr(Synthesis, "probe", slow_probe)
+    monkeypatch.setattr(Synthesis, "round", slow_round)
+    synthesis = {"preset": "tuneshift", "target_size": 50, "oversample": 2, "probes": 8}
+    project = write_project(tmp_path, tiny, synthesis=synthesis, criterion="none", evaluation=None)
+    found = plan.plan(load_config(project))
+    assert found["probe"]["seconds"] == 10
+    assert found["candidates_needed"] >= 100
+    assert found["synthesis_seconds"] == 100 + 10 / found["probe"]["candidates"] * found["candidates_needed"]

@@ -407,7 +407,7 @@ def rounds(run: Path) -> int:
         return len(ledger.rounds())
 
 
-@pytest.mark.parametrize("ending", ["done", signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("ending", ["done", signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_no_process_of_ray_outlives_the_run(tiny: Tiny, tmp_path: Path, ending: str | signal.Signals) -> None:
     synthesis = {"target_size": 4} if ending == "done" else {"target_size": 10_000, "max_candidates": 100_000}
     project = write_project(tmp_path, tiny, synthesis=synthesis, evaluation=None)
@@ -419,7 +419,7 @@ def test_no_process_of_ray_outlives_the_run(tiny: Tiny, tmp_path: Path, ending: 
             process.send_signal(ending)
             assert any("ray::" in name for name in seen.values())
         printed, told = process.communicate(timeout=120)
-    expected = {"done": 0, signal.SIGINT: 130, signal.SIGKILL: -signal.SIGKILL}
+    expected = {"done": 0, signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGKILL: -signal.SIGKILL}
     assert process.returncode == expected[ending], told
     tolerated = AGENTS if ending == signal.SIGKILL else set()
     assert soon(lambda: set(marked(mark).values()) <= tolerated, ENDED_SECONDS), marked(mark)

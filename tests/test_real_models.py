@@ -100,7 +100,7 @@ def moved(project: Path) -> Path:
     items = (ROOT / "examples/snips/test.jsonl").read_text().splitlines()[:40]
     (project / "few.jsonl").write_text("\n".join(items), encoding="utf-8")
     small = [
-        *("--set", "synthesis.target_size=40", "--set", "synthesis.decoding=greedy"),
+        *("--set", "synthesis.target_size=40", "--set", "synthesis.decoding=greedy", "--set", "synthesis.probes=64"),
         *("--set", "distill.num_train_epochs=4", "--set", "distill.learning_rate=0.002"),
         *("--set", "evaluation.data=few.jsonl"),
     ]

@@ -122,7 +122,7 @@ def configured(folder: Path, weights: Weights, engine: dict[str, Any], *, genera
     config["target"] = {"model": str(prepare_models() / "gemma-3-270m")}
     config["generator"]["model"] = generator
     config["seeds"] = str(ROOT / "examples/snips/seeds.jsonl")
-    config["synthesis"] |= {"target_size": 20, "decoding": "greedy", "complete_scores": True}
+    config["synthesis"] |= {"target_size": 20, "decoding": "greedy", "complete_scores": True, "probes": 64}
     config["evaluation"]["data"] = str(questions)
     config["distill"] = {"num_train_epochs": 2, "learning_rate": 2e-3}
     path = folder / "transfer.yaml"

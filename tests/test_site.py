@@ -181,7 +181,7 @@ def test_every_command_of_the_quickstart_runs_in_order(tmp_path: Path) -> None:
             ]
         elif language == "yaml":
             config = yaml.safe_load(content)
-            config["synthesis"]["target_size"] = 12
+            config["synthesis"] |= {"target_size": 12, "probes": 64}
             config["distill"]["num_train_epochs"] = 1
             (tmp_path / title).write_text(json.dumps(config), encoding="utf-8")
         elif language == "python":

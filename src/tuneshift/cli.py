@@ -338,15 +338,16 @@ def main() -> None:
     """Run the command line; turn the errors that users can meet into one paragraph and an exit code."""
 
     def interrupt(number: int, frame: object) -> NoReturn:
-        raise Interrupted
+        raise Interrupted(number)
 
     signal.signal(signal.SIGINT, interrupt)
+    signal.signal(signal.SIGTERM, interrupt)  # a batch system's, when the time is up
     try:
         app()
     except TuneShiftError as error:
         _fail(str(error), 4 if isinstance(error, ResumeRefused) else 2)
-    except Interrupted:
-        _fail("interrupted; the state is saved. The same command continues the run.", 130)
+    except Interrupted as interrupted:
+        _fail("interrupted; the state is saved. The same command continues the run.", 128 + interrupted.signal)
 
 
 def _fail(message: str, code: int) -> NoReturn:

@@ -85,6 +85,18 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _a_hosted_generator_sees_responses_only_where_that_is_said(self) -> Config:
+        synthesis = self.synthesis
+        if self.generator.api and synthesis.back_generation and "back_generation" not in synthesis.model_fields_set:
+            raise ValueError(
+                f"synthesis.preset: {synthesis.preset} shows the generator what kinds of responses F gives, and "
+                "generator.api sends that to a server. Where it may be sent, write synthesis.back_generation: "
+                f"{synthesis.back_generation:g}; where it may not, back_generation: 0 and probes: 0, and the server "
+                "sees prompts only"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _template_has_text_once(self) -> Config:
         if self.prompt_template is not None and self.prompt_template.count("{text}") != 1:
             raise ValueError(f"prompt_template must contain {{text}} exactly once, got {self.prompt_template!r}")

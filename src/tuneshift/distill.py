@@ -22,6 +22,7 @@ from tuneshift.loss import response_loss
 from tuneshift.models import (
     LoadOptions,
     context_length,
+    enough_memory,
     file_sha256,
     free_memory,
     inspect_causal_lm,
@@ -67,6 +68,10 @@ OWN_ARGUMENTS = (
     "push_to_hub", "hub_token", "average_tokens_across_devices",
 )  # fmt: skip
 """Arguments that no user may set: the run's folder, what would cut or regroup the pairs or change the loss, secrets."""
+STEP_TOO_LARGE = (
+    "Lower distill.per_device_train_batch_size and raise distill.gradient_accumulation_steps as much, set "
+    "distill.trainer_args: {gradient_checkpointing: true}, or train on several GPUs (distill.accelerate)."
+)
 
 
 @dataclass(frozen=True)
@@ -133,7 +138,7 @@ def distill(
 
     Raises:
         ModelError: a pair does not fit into the target's context, or a target module does not exist.
-        ConfigError: a training argument is wrong.
+        ConfigError: a training argument is wrong. MemoryLimitError: the target, or a step, does not fit into memory.
     """
     started = time.monotonic()
     tokenizer = load_tokenizer(settings.target, trust_remote_code=settings.load.trust_remote_code)
@@ -145,7 +150,8 @@ def distill(
     peft_model = add_lora(model, settings)
     trainer = make_trainer(peft_model, tokenizer, dataset, arguments, on_step)
     checkpoint = agree(lambda: newest_sealed_checkpoint(checkpoint_dir))
-    trainer.train(resume_from_checkpoint=checkpoint)
+    with enough_memory("A training step", STEP_TOO_LARGE):
+        trainer.train(resume_from_checkpoint=checkpoint)
     save_adapter(peft_model, tokenizer, output_dir)
     seconds = time.monotonic() - started
     tokens = sum(len(ids) for ids in dataset["input_ids"]) * settings.num_train_epochs

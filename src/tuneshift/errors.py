@@ -7,17 +7,20 @@
     · ModelError            a model, adapter or tokenizer
     · GeneratorError        the prompt generator's API: it refuses, keeps failing, or the budget is reached
     · TrainingError         the processes of a training failed
+    · MemoryLimitError      a model, a batch or a training step does not fit into memory
     · SandboxError          code that a model wrote cannot be run safely on this machine
     · PublishError          the run is not fit to be published, or the Hub refuses
     · RunDirectoryError     a run directory: missing, in use, damaged
     · NothingKeptError      the criterion kept no candidate; carries the diagnosis
   * ResumeRefused           exit 4: the run directory belongs to another configuration
 
-* Interrupted               exit 130: Ctrl-C; the state is saved
+* Interrupted               exit 130 or 143: Ctrl-C or SIGTERM; the state is saved
 
 Every message says what is wrong, the value, what was expected, and the remedy.
 Anything else that escapes is a bug: exit 1, with its traceback.
 """
+
+from signal import SIGINT
 
 
 class TuneShiftError(Exception):
@@ -48,6 +51,10 @@ class TrainingError(UserError):
     """The processes of a training failed, for example for want of memory; its checkpoints are kept."""
 
 
+class MemoryLimitError(UserError):
+    """A model, a batch or a training step does not fit into the memory of the GPU or the machine."""
+
+
 class SandboxError(UserError):
     """Code that a model wrote cannot be run safely on this machine."""
 
@@ -69,4 +76,7 @@ class ResumeRefused(TuneShiftError):
 
 
 class Interrupted(BaseException):
-    """Ctrl-C. Like `KeyboardInterrupt` no `Exception`, so that no library swallows it, but ours to report."""
+    """Ctrl-C or SIGTERM. Like `KeyboardInterrupt` no `Exception`: no library swallows it, and it is ours to report."""
+
+    def __init__(self, signal: int = SIGINT) -> None:
+        self.signal = signal

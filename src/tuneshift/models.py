@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tuneshift.errors import ModelError
+from tuneshift.errors import MemoryLimitError, ModelError, UserError
 
 if TYPE_CHECKING:
     import torch
@@ -290,6 +290,26 @@ def peak_cuda_memory() -> int | None:
     return int(torch.cuda.max_memory_allocated()) if torch.cuda.is_available() else None
 
 
+@contextmanager
+def enough_memory(what: str, remedy: str) -> Iterator[None]:
+    """Translate an error for want of memory into a `MemoryLimitError` that says what to change."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise MemoryLimitError(
+            f"{what} does not fit into memory ({first_line(error)}). {remedy} `tuneshift size` tells what fits; the "
+            "same command continues the run."
+        ) from error
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether a device or the machine had no more memory; torch's own errors of that kind are `RuntimeError`."""
+    signs = ("out of memory", "can't allocate memory", "not enough memory", "alloc_failed")
+    return isinstance(error, MemoryError) or any(sign in str(error).lower() for sign in signs)
+
+
 def file_sha256(path: Path) -> str:
     """Return the sha256 of a file's bytes, in hexadecimal."""
     with path.open("rb") as file:
@@ -298,10 +318,11 @@ def file_sha256(path: Path) -> str:
 
 @contextmanager
 def loading(path: str, kind: str) -> Iterator[None]:
-    """Translate what the loading libraries raise into a `ModelError`."""
+    """Translate what the loading libraries raise into a `ModelError`, or into a `MemoryLimitError`."""
     try:
-        yield
-    except ModelError:
+        with enough_memory(f"{path}: the {kind}", "Set run.dtype: bfloat16, or take a larger device."):
+            yield
+    except UserError:
         raise
     except ImportError as error:
         raise ModelError(f"{path}: loading this {kind} needs a package: {first_line(error)}") from error

@@ -60,8 +60,10 @@ def plan(loaded: LoadedConfig, *, progress: Progress = SILENT) -> dict[str, Any]
                 limits=Limits(target_size=PROBE, max_candidates=PROBE, max_rounds=1, patience=1),
                 calls_per_round=1,
             )
+            probe.probe(ledger)
+            once = time.monotonic() - started  # single words that F is asked, however many candidates there will be
             probe.run(ledger)
-            seconds = time.monotonic() - started
+            seconds = time.monotonic() - started - once
             evaluation = _evaluation_seconds(loaded, inputs, models.source.engine)
             checks = asdict(models.checks)
         candidates, calls, usage = ledger.candidates(), ledger.calls(), generator_usage(loaded, ledger)
@@ -86,7 +88,7 @@ def plan(loaded: LoadedConfig, *, progress: Progress = SILENT) -> dict[str, Any]
         "keep_rate": rate.accuracy,
         "keep_rate_interval": asdict(rate.interval()),
         "candidates_needed": needed,
-        "synthesis_seconds": seconds / len(candidates) * needed if needed else None,
+        "synthesis_seconds": once + seconds / len(candidates) * needed if needed else None,
         "generated_tokens": round(tokens / len(candidates) * needed) if needed else None,
         "generator_usage": _expected(usage, needed / len(candidates) if needed else None),
         "training_steps": steps,

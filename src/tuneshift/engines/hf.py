@@ -31,7 +31,9 @@ from tuneshift.models import (
     LoadOptions,
     compile_layers,
     context_length,
+    enough_memory,
     free_memory,
+    is_out_of_memory,
     load_causal_lm,
     load_tokenizer,
     text_ends,
@@ -282,25 +284,20 @@ class HfEngine:
         return logits
 
     def _halving(self, batch: Sequence[Item], run: Callable[[Sequence[Item]], list[Result]]) -> list[Result]:
-        """Run a batch; when it does not fit into memory, run its halves."""
-        import torch
+        """Run a batch; when it does not fit into memory, run its halves.
 
+        Raises:
+            MemoryLimitError: a single row does not fit.
+        """
+        if len(batch) == 1:
+            with enough_memory("A single prompt with its response", "Lower synthesis.max_new_tokens."):
+                return run(batch)
         try:
             return run(batch)
-        except (torch.cuda.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            if len(batch) == 1 or not _is_out_of_memory(error):
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
                 raise
         logger.warning("a batch of %d rows does not fit into memory; halving it", len(batch))
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        free_memory()
         middle = len(batch) // 2
         return self._halving(batch[:middle], run) + self._halving(batch[middle:], run)
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    import torch
-
-    text = str(error).lower()
-    return isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)) or (
-        "out of memory" in text or "can't allocate memory" in text or "not enough memory" in text
-    )

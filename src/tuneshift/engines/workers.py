@@ -342,15 +342,17 @@ def _own_ray(end: ExitStack) -> dict[str, Any]:
 
 @contextmanager
 def _uninterrupted() -> Iterator[None]:
-    """Hold Ctrl-C back to the end of the block: raised inside Ray's own waiting, an exception is torn."""
+    """Hold Ctrl-C and SIGTERM back to the end of the block: raised inside Ray's own waiting, an exception is torn."""
     if current_thread() is not main_thread():
         yield
         return
     held: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, frame: held.append(number))
+    endings = (signal.SIGINT, signal.SIGTERM)
+    before = {ending: signal.signal(ending, lambda number, frame: held.append(number)) for ending in endings}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for ending, handler in before.items():  # Ray, once started, has set one of its own
+            signal.signal(ending, handler)
     if held:
-        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(held[0])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, ModelWrapValidatorHandler, model_validator
 
 from tuneshift.criteria import RULES
 from tuneshift.sections.base import Section
@@ -108,11 +108,16 @@ class SynthesisSection(Section):
             )
         return self
 
-    @model_validator(mode="before")
+    @model_validator(mode="wrap")
     @classmethod
-    def _from_preset(cls, value: Any) -> Any:
+    def _from_preset(cls, value: Any, check: ModelWrapValidatorHandler[Self]) -> Self:
+        """Lay what is written over the preset; `model_fields_set` stays what is written."""
         name = value.get("preset") if isinstance(value, dict) else None
-        return {**PRESETS[name], **value} if isinstance(name, str) and name in PRESETS else value
+        if not isinstance(name, str) or name not in PRESETS:
+            return check(value)
+        section = check(PRESETS[name] | value)
+        section.__pydantic_fields_set__.intersection_update(value)
+        return section
 
 
 class CriterionSection(Section):
