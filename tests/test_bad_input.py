@@ -213,11 +213,20 @@ def test_a_configuration_that_is_not_there_is_refused(tuneshift: Run, tmp_path: 
     assert_says(refusal(tuneshift, tmp_path, tmp_path / "no.yaml"), tmp_path / "no.yaml", "Give the path")
 
 
-def test_a_metric_that_fails_is_refused_before_anything_is_asked(tuneshift: Run, tiny: Tiny, tmp_path: Path) -> None:
-    config = write_project(tmp_path, tiny, evaluation={"metric": "metric_that_divides.f"})
-    (tmp_path / "metric_that_divides.py").write_text("def f(response, reference):\n    return 1 / 0\n")
+@pytest.mark.parametrize(
+    ("name", "body", "error"),
+    [
+        ("divides", "1 / 0", "ZeroDivisionError"),
+        ("counts_on_a_word", "response.split()[0] == reference.split()[0]", "IndexError"),
+    ],
+)
+def test_a_metric_that_fails_is_refused_before_anything_is_asked(
+    tuneshift: Run, tiny: Tiny, tmp_path: Path, name: str, body: str, error: str
+) -> None:
+    config = write_project(tmp_path, tiny, evaluation={"metric": f"metric_that_{name}.f"})
+    (tmp_path / f"metric_that_{name}.py").write_text(f"def f(response, reference):\n    return {body}\n")
     message = refusal(tuneshift, tmp_path, config)
-    assert_says(message, "evaluation.metric", "ZeroDivisionError", f"{tmp_path / 'test.jsonl'}:1")
+    assert_says(message, "evaluation.metric", error, f"{tmp_path / 'test.jsonl'}:1")
 
 
 def test_an_answer_that_would_not_fit_is_refused_before_the_synthesis(
@@ -647,6 +656,7 @@ def test_a_run_that_kept_nothing_says_so_again_when_it_is_repeated(tuneshift: Ru
         "distill.trainer_args={num_train_epochs: 3}",
         "distill.trainer_args={loss_type: dft}",
         "distill.trainer_args={hub_token: s3cret}",
+        "distill.trainer_args={logging_strategy: 'no'}",
     ],
 )
 def test_a_training_setting_that_cannot_work_never_loses_the_ledger(

@@ -495,3 +495,8 @@ def test_calibration_counts_the_eos_where_the_criterion_does() -> None:
     ]
     tau = calibrate_tau(records, Criterion("ppl_diff", keep_rate=0.5, count_eos=True))
     assert tau == pytest.approx(1.4**2)  # (1 + 3) / 2 times the log
+
+
+def test_a_label_tells_all_that_decides() -> None:
+    assert Criterion().label() == "ppl_diff-tau1.5"
+    assert Criterion(count_eos=True).label() == "ppl_diff-tau1.5-eos"

@@ -16,8 +16,11 @@ from tuneshift.errors import ConfigError, DataError, Interrupted
 from tuneshift.preflight import read_inputs
 from tuneshift.prompts.listed import ListedPrompts
 from tuneshift.prompts.stopping import Limits, next_calls, stop_reason
+from tuneshift.report.card import read_facts
+from tuneshift.run.directory import RunDirectory
 from tuneshift.run.ledger import Ledger, RoundSummary
 from tuneshift.run.records import Candidate
+from tuneshift.run.stored import counts_eos
 
 TEMPLATE = "Request: {text}\nIntent:"
 WORDS = ["play", "book", "rate", "add", "find", "jazz", "table", "novel", "song", "movie", "boston", "tonight"]
@@ -52,6 +55,22 @@ def test_every_prompt_is_drawn_once_and_the_loop_says_why_it_ended(finished: Pat
     assert [len(call.raw) for call in calls] == [3] * 13 + [1]
     assert {(call.prompt, call.demos, call.generated_tokens) for call in calls} == {("", (), 0)}
     assert "generator.model" not in json.loads((finished / "run/manifest.json").read_text())["models"]
+
+
+def test_what_a_variable_stood_for_is_what_the_run_tells(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = project(tmp_path, tiny, synthesis={"target_size": 4}, criterion={"count_eos": "${COUNT_EOS}"})
+    config.write_text(config.read_text().replace('"kind": "file"', '"kind": "${KIND}"'))
+    monkeypatch.setenv("KIND", "file")
+    monkeypatch.setenv("COUNT_EOS", "false")
+    run = tmp_path / "run"
+    assert run_cli("transfer", str(config), "--run-dir", str(run)) == 3
+    monkeypatch.delenv("KIND")
+    with Ledger(run / "ledger.sqlite") as ledger:
+        assert json.loads(ledger.meta("settings") or "")["generator"]["kind"] == "${KIND}"
+        assert counts_eos(ledger) is False
+        assert read_facts(RunDirectory(run), ledger, {}).own_prompts
 
 
 def test_a_run_that_was_stopped_draws_the_prompts_that_were_left(

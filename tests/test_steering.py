@@ -35,6 +35,12 @@ def steered(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
+def test_the_time_that_probes_took_is_synthesis_time(steered: Path) -> None:
+    with Ledger(steered / "ledger.sqlite") as ledger:
+        assert ledger.probes()
+        assert ledger.seconds()["synthesis"] > sum(one.seconds for one in ledger.rounds())
+
+
 def test_a_preset_fills_in_what_is_not_given(tmp_path: Path, tiny: Tiny) -> None:
     loaded = load_config(project(tmp_path, tiny))
     section = loaded.config.synthesis

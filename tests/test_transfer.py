@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from tuneshift import cli
+from tuneshift.criteria import TOO_LONG
 from tuneshift.run.ledger import Ledger, RoundSummary
 from tuneshift.run.records import Candidate
 
@@ -197,6 +199,37 @@ def test_each_threshold_gives_a_dataset_of_its_own(finished: Path, capsys: pytes
     assert "synthesis.target_size=3" in capsys.readouterr().err
 
 
+def test_an_automatic_tau_is_not_calibrated_on_what_a_fixed_one_left_unasked(
+    finished: Path, tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Ledger(finished / "ledger.sqlite") as ledger:
+        middle = statistics.median(c.y_f.perplexity() for c in ledger.candidates() if c.y_f and c.y_f.n_tokens)
+    criterion = {"name": "high_high", "tau": middle}  # B is not asked where F is surer than that
+    config = write_project(tmp_path, tiny, criterion=criterion, synthesis={"target_size": 2}, evaluation=None)
+    run, auto = str(tmp_path / "run"), ["--set", "criterion.tau=auto", "--set", "criterion.calibration=20"]
+    assert run_cli("transfer", str(config), "--run-dir", run) == 0
+    assert run_cli("reselect", run, *auto) == 2
+    told = " ".join(capsys.readouterr().err.split())
+    assert "Give a tau, or start a run with synthesis.complete_scores: true" in told
+    complete = str(tmp_path / "complete")
+    command = ["transfer", str(config), "--run-dir", complete, "--set", "synthesis.complete_scores=true"]
+    assert run_cli(*command) == 0
+    assert run_cli("reselect", complete, *auto) == 0
+
+
+def test_a_report_that_is_written_again_tells_where_the_run_was_made(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = Path(shutil.copytree(finished, tmp_path / "run"))
+    assert run_cli("report", str(copy)) == 0  # the page names the folder
+    made, card = (copy / "manifest.json").read_text(), (copy / "adapter/README.md").read_text()
+    monkeypatch.setattr("tuneshift.__version__", "9.9")
+    monkeypatch.setattr("tuneshift.run.manifest._cuda_devices", lambda: ["another machine's"])
+    assert run_cli("report", str(copy)) == 0
+    assert (copy / "manifest.json").read_text() == made
+    assert (copy / "adapter/README.md").read_text() == card
+
+
 def test_evaluate_again_on_other_data(finished: Path, tiny: Tiny, tmp_path: Path) -> None:
     copy = tmp_path / "run"
     shutil.copytree(finished, copy)
@@ -305,6 +338,24 @@ def test_a_pair_that_the_target_cannot_read_is_dropped_with_that_reason(tiny: Ti
         if candidate.y_f is not None and candidate.y_f.n_tokens:
             pair = tokenizer(candidate.prompt)["input_ids"] + tokenizer(candidate.y_f.text)["input_ids"]
             assert candidate.kept <= (len(pair) <= longest)
+
+
+def test_no_rule_keeps_afterwards_what_the_target_cannot_read(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tuneshift.encoding.Reader.can_learn", lambda self, prompt, response: len(response) < 12)
+    config, run = write_project(tmp_path, tiny, evaluation=None), tmp_path / "run"
+    assert run_cli("transfer", str(config), "--run-dir", str(run)) == 0
+    with Ledger(run / "ledger.sqlite") as ledger:
+        candidates = ledger.candidates()
+    too_long = {candidate.id for candidate in candidates if candidate.reason == TOO_LONG}
+    assert too_long == {c.id for c in candidates if c.y_f is not None and len(c.y_f.text) >= 12}
+    assert too_long
+    assert not any(candidate.kept for candidate in candidates if candidate.id in too_long)
+    for rule in ("none", "random", "length"):
+        assert run_cli("reselect", str(run), "--set", f"criterion={{name: {rule}, keep_rate: 1.0, tau: 1000}}") == 0
+    for path in (run / "reselected").iterdir():
+        assert too_long.isdisjoint(json.loads(line)["id"] for line in path.read_text().splitlines())
 
 
 def test_a_generator_whose_context_the_kept_prompts_outgrow_writes_to_the_end(

@@ -9,7 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tuneshift.criteria import Criterion, decide_all, score_of, unmeasured
+from tuneshift.config import LoadedConfig
+from tuneshift.criteria import Criterion, decidable, decide_all, may_keep, score_of, unmeasured
 from tuneshift.datafiles import Item
 from tuneshift.dataset import choose, kept_rows, read_rows
 from tuneshift.errors import ConfigError, DataError, ResumeRefused, RunDirectoryError
@@ -41,7 +42,7 @@ def reselect(run: RunDirectory, overrides: Sequence[str]) -> dict[str, Any]:
 
     Raises:
         ConfigError: an override touches another section.
-        RunDirectoryError: candidates that the criterion could keep are not measured.
+        RunDirectoryError: candidates that the criterion could keep, or that its tau is calibrated on, are not measured.
     """
     _only(overrides, ("criterion",), "generated prompts can only be decided again by other `criterion` settings")
     with Ledger(run.ledger) as ledger:
@@ -54,6 +55,12 @@ def reselect(run: RunDirectory, overrides: Sequence[str]) -> dict[str, Any]:
         raise RunDirectoryError(
             f"{run.path}: {len(lacking)} of {len(candidates)} candidates have no {' and '.join(criterion.needs())}, "
             f"which criterion {criterion.name} reads. Measure them first: tuneshift measure {run.path} {settings}"
+        )
+    if unasked := _uncalibrated(candidates, loaded):
+        raise RunDirectoryError(
+            f"{run.path}: tau: auto is calibrated on answers of both models, and B did not answer {unasked} of the "
+            f"first {calibration_of(loaded)} candidates: the run's own tau had dropped them for F's answer alone. Give "
+            "a tau, or start a run with synthesis.complete_scores: true."
         )
     criterion = criterion_on(loaded, candidates)
     decided = decide_all(candidates, criterion)
@@ -76,6 +83,15 @@ def reselect(run: RunDirectory, overrides: Sequence[str]) -> dict[str, Any]:
         "reasons": dict(Counter(candidate.reason for candidate in decided).most_common()),
         "dataset": str(path),
     }
+
+
+def _uncalibrated(candidates: Sequence[Candidate], loaded: LoadedConfig) -> int:
+    """Return how many candidates an automatic tau would be calibrated on, had B answered them."""
+    calibration, judges = calibration_of(loaded), replace(criterion_of(loaded), name="none")
+    if calibration is None or criterion_of(loaded).needs():
+        return 0
+    unasked = [y_f for c in candidates[:calibration] if c.y_b is None and (y_f := decidable(c)) is not None]
+    return sum(may_keep(y_f, judges) for y_f in unasked)
 
 
 def measure(run: RunDirectory, overrides: Sequence[str], *, progress: Progress = SILENT) -> dict[str, Any]:

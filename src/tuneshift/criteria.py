@@ -39,6 +39,9 @@ from dataclasses import dataclass, replace
 from tuneshift.run.records import Candidate, Response
 from tuneshift.scoring import Quadrant, margin, quadrant
 
+TOO_LONG = "too long for the target"
+"""The reason of a candidate that the target cannot read with F's response, so that no rule may keep it."""
+
 
 @dataclass(frozen=True)
 class Criterion:
@@ -71,8 +74,9 @@ class Criterion:
         return self.rule.measures(self)
 
     def label(self) -> str:
-        """Return a short name of the rule with the thresholds it reads, for files and tables."""
-        return "-".join([self.name, *(f"{key}{getattr(self, key):g}" for key in self.rule.reads)])
+        """Return a short name of the rule with what it reads, for files and tables."""
+        thresholds = [f"{key}{getattr(self, key):g}" for key in self.rule.reads]
+        return "-".join([self.name, *thresholds, *(["eos"] if self.count_eos else [])])
 
     def with_tau(self, tau: float) -> Criterion:
         """Return the same rule with another tau."""
@@ -163,6 +167,11 @@ RULES: dict[str, Rule] = {
 }
 
 
+def decidable(candidate: Candidate) -> Response | None:
+    """Return F's response where a rule may decide on it: there is one, and the target can read it."""
+    return None if candidate.reason == TOO_LONG else candidate.y_f
+
+
 def may_keep(y_f: Response, criterion: Criterion) -> bool:
     """Tell whether the rule could still keep a candidate with this y_f, so that the rest is worth asking for."""
     if _unusable_f(y_f, criterion) is not None:
@@ -178,7 +187,7 @@ def unmeasured(candidates: Sequence[Candidate], criterion: Criterion, *, gated: 
     """
     asks = criterion if gated else replace(criterion, name="none")  # which has no gate
     needs = set(criterion.needs())
-    return [c for c in candidates if needs - set(c.measures) and c.y_f is not None and may_keep(c.y_f, asks)]
+    return [c for c in candidates if needs - set(c.measures) and (y_f := decidable(c)) and may_keep(y_f, asks)]
 
 
 def decide_all(candidates: Sequence[Candidate], criterion: Criterion) -> list[Candidate]:
@@ -208,10 +217,11 @@ def decide_all(candidates: Sequence[Candidate], criterion: Criterion) -> list[Ca
 def decide(candidate: Candidate, criterion: Criterion) -> Candidate:
     """Return the candidate with `kept` and `reason` decided anew, by a rule that looks at one candidate.
 
-    A candidate that was dropped before it was answered stays as it is, and one whose y_b or measure was not asked for
-    is never kept by a rule that needs it: no rule can judge what was not measured.
+    A candidate that was dropped before it was answered stays as it is, and so does one that the target cannot read. One
+    whose y_b or measure was not asked for is never kept by a rule that needs it: no rule can judge what was not
+    measured.
     """
-    if candidate.y_f is None:
+    if decidable(candidate) is None:
         return candidate
     scores = _scores(candidate, criterion)
     if isinstance(scores, str):
@@ -238,7 +248,7 @@ def score_of(candidate: Candidate, criterion: Criterion) -> float | None:
     if grade is None:
         graded = ", ".join(name for name, rule in RULES.items() if rule.grade is not None)
         raise ValueError(f"{criterion.name} does not grade; {graded} do")
-    scores = None if candidate.y_f is None else _scores(candidate, criterion)
+    scores = None if decidable(candidate) is None else _scores(candidate, criterion)
     return grade(scores) if isinstance(scores, Scores) else None
 
 

@@ -65,9 +65,11 @@ SETTINGS = {name: f"distill.{name}" for name in DISTILL_ARGUMENTS} | {"seed": "r
 OWN_ARGUMENTS = (
     "output_dir", "use_cpu", "max_steps", "max_length", "packing", "padding_free", "dataset_kwargs", "loss_type",
     "remove_unused_columns", "label_smoothing_factor", "assistant_only_loss", "completion_only_loss", "eos_token",
-    "push_to_hub", "hub_token", "average_tokens_across_devices",
+    "push_to_hub", "hub_token", "average_tokens_across_devices", "logging_strategy", "logging_steps",
+    "logging_first_step",
 )  # fmt: skip
-"""Arguments that no user may set: the run's folder, what would cut or regroup the pairs or change the loss, secrets."""
+"""Arguments that no user may set: the run's folder, what would cut or regroup the pairs or change the loss, secrets,
+and when a loss is told, since the report shows one of each epoch."""
 STEP_TOO_LARGE = (
     "Lower distill.per_device_train_batch_size and raise distill.gradient_accumulation_steps as much, set "
     "distill.trainer_args: {gradient_checkpointing: true}, or train on several GPUs (distill.accelerate)."

@@ -16,11 +16,11 @@ from typing import Any
 
 from tuneshift.config import LoadedConfig
 from tuneshift.coverage import coverage
-from tuneshift.criteria import Criterion, calibrate_tau, decide_all, may_keep
+from tuneshift.criteria import TOO_LONG, Criterion, calibrate_tau, decide_all, may_keep
 from tuneshift.datafiles import Seed
 from tuneshift.dataset import Row, choose, kept_rows, pairs, read_rows
 from tuneshift.engines.base import Decoding
-from tuneshift.engines.source import Source
+from tuneshift.engines.source import Answers, Source
 from tuneshift.errors import NothingKeptError
 from tuneshift.evaluate.evidence import gather_evidence
 from tuneshift.evaluate.verdict import detectable_sentence
@@ -166,7 +166,9 @@ class Synthesis:
 
     def probe(self, ledger: Ledger) -> None:
         """Let F answer single words, once for the run: what it says to several is a kind to ask prompts for."""
-        if self.probes and ledger.probes() is None:
+        if not self.probes or ledger.probes() is not None:
+            return
+        with timed(ledger, "synthesis"):
             words = probe_words(self.source.engine.tokenizer, self.probes, seed=self.run_seed)
             probes = ask_words(
                 self.source, words, template=self.template, decoding=self.decoding, run_seed=self.run_seed
@@ -210,13 +212,13 @@ class Synthesis:
             worth=lambda y_f: asks_base and (everything or may_keep(y_f, criterion)),
             say=lambda info: say(f"round {len(rounds) + 1}: {info}"),
         )
-        new = [replace(c, y_f=answers[c.id].y_f, y_b=answers[c.id].y_b) if c.id in answers else c for c in new]
+        new = [self.answered(c, answers[c.id]) if c.id in answers else c for c in new]
         new = self.instruments.measure(new, criterion, gated=not everything)
 
         # 4) The criterion keeps what F is sure of and B would not have said.
         if calibrating:
             criterion = criterion.with_tau(calibrate_tau(new[: self.calibration], criterion) or criterion.tau)
-        new = [self.readable(candidate) for candidate in decide_all(new, criterion)]
+        new = decide_all(new, criterion)
 
         # 5) The round is committed whole; what it kept joins the pool.
         seconds = time.monotonic() - started
@@ -224,11 +226,10 @@ class Synthesis:
         ledger.raise_peaks(peak_memory())
         return new
 
-    def readable(self, candidate: Candidate) -> Candidate:
-        """Return the candidate with its decision; what the target cannot read is never kept."""
-        if candidate.kept and candidate.y_f and not self.learnable(candidate.prompt, candidate.y_f.text):
-            return replace(candidate, kept=False, reason="too long for the target")
-        return candidate
+    def answered(self, candidate: Candidate, answers: Answers) -> Candidate:
+        """Return the candidate with its answers; what the target cannot read is dropped, whatever the criterion."""
+        readable = self.learnable(candidate.prompt, answers.y_f.text)
+        return replace(candidate, y_f=answers.y_f, y_b=answers.y_b, reason=candidate.reason if readable else TOO_LONG)
 
     def write_prompts(self, candidates: Sequence[Candidate], index: int, ledger: Ledger) -> list[GeneratorCall]:
         """Ask the generator for a round's prompts, and commit what it wrote before it is parsed."""
@@ -327,5 +328,5 @@ def finish(run: RunDirectory, ledger: Ledger) -> None:
     made_from = origin(ledger)
     write_report(run, ledger)
     write_page(run, ledger, made_from)
-    write_cards(run, ledger)
+    write_cards(run, ledger, made_from)
     write_manifest(run, made_from)

@@ -55,10 +55,9 @@ def plan(loaded: LoadedConfig, *, progress: Progress = SILENT) -> dict[str, Any]
             started = time.monotonic()
             probe = replace(
                 synthesis(loaded, inputs, models),
-                generator=replace(models.generator, per_call=PROBE),
                 calibration=None,
                 limits=Limits(target_size=PROBE, max_candidates=PROBE, max_rounds=1, patience=1),
-                calls_per_round=1,
+                calls_per_round=PROBE,  # as many as are needed
             )
             probe.probe(ledger)
             once = time.monotonic() - started  # single words that F is asked, however many candidates there will be

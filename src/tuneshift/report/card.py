@@ -37,7 +37,6 @@ from tuneshift.report.provenance import (
 )
 from tuneshift.run.directory import RunDirectory, read_json, write_atomically
 from tuneshift.run.ledger import Ledger
-from tuneshift.run.manifest import environment
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult
@@ -101,13 +100,13 @@ def read_facts(run: RunDirectory, ledger: Ledger, made_with: Mapping[str, Any]) 
         left_out=left_out,
         inputs=json.loads(ledger.meta("inputs") or "{}"),
         made_with=dict(made_with),
-        own_prompts=json.loads(ledger.meta("settings") or "{}").get("generator", {}).get("kind") == "file",
+        own_prompts=any(call.strategy == "listed" for call in ledger.calls()),
     )
 
 
-def write_cards(run: RunDirectory, ledger: Ledger) -> None:
-    """Write `adapter/README.md` and `dataset/README.md`."""
-    facts = read_facts(run, ledger, environment())
+def write_cards(run: RunDirectory, ledger: Ledger, made_from: Mapping[str, Any]) -> None:
+    """Write `adapter/README.md` and `dataset/README.md`; `made_from` is the run's origin."""
+    facts = read_facts(run, ledger, made_from)
     write_atomically(run.adapter_card, model_card(facts))
     write_atomically(run.dataset_card, dataset_card(facts))
 

@@ -293,11 +293,12 @@ class Ledger:
         return {kind: None if (value := self.meta(kind)) is None else int(value) for kind in kinds}
 
     def seconds(self) -> dict[str, float]:
-        """Return the seconds spent by stage, in the order in which stages began; rounds count as synthesis."""
+        """Return the seconds spent by stage, in the order in which stages began; rounds are added to synthesis."""
         rounds = self._db.execute("SELECT sum(seconds) FROM rounds").fetchone()[0] or 0.0
         rows = self._db.execute("SELECT stage, sum(seconds) FROM stage_seconds GROUP BY stage ORDER BY min(rowid)")
         stages = {stage: seconds for stage, seconds in rows}
-        return {"preflight": stages.pop("preflight", 0.0), "synthesis": rounds, **stages}
+        synthesis = rounds + stages.pop("synthesis", 0.0)
+        return {"preflight": stages.pop("preflight", 0.0), "synthesis": synthesis, **stages}
 
     def _insert_measures(self, candidates: Sequence[Candidate]) -> None:
         rows = [(c.id, name, value) for c in candidates for name, value in c.measures.items()]

@@ -31,15 +31,23 @@ def write_manifest(run: RunDirectory, origin: dict[str, Any]) -> None:
 
 
 def origin(ledger: Ledger) -> dict[str, Any]:
-    """Return what a run was made from and on: models with the sha256 of their weights, inputs, versions, device."""
+    """Return what a run was made from and on: models with the sha256 of their weights, inputs, versions, device.
+
+    It is read once, when the run finishes, and stays: a report that is written again later, by another version or on
+    another machine, tells the same.
+    """
+    if (known := ledger.meta("origin")) is not None:
+        return dict(json.loads(known))
     described = json.loads(ledger.meta("models") or "{}")
-    return {
+    found = {
         "fingerprint": ledger.meta("fingerprint"),
         "inputs": json.loads(ledger.meta("inputs") or "{}"),
         "models": {role: {**model, **_weights(Path(model["path"]))} for role, model in described.items()},
         "engines": json.loads(ledger.meta("engines") or "null"),
         **environment(),
     }
+    ledger.set_meta(origin=json.dumps(found))
+    return found
 
 
 def read_manifest(run: RunDirectory) -> dict[str, Any]:

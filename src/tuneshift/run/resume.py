@@ -32,6 +32,7 @@ def open_ledger(loaded: LoadedConfig, run: RunDirectory, digests: Mapping[str, s
         folder=str(loaded.folder),
         name=loaded.name,
         settings=json.dumps(loaded.settings(), ensure_ascii=False),
+        count_eos=json.dumps(loaded.config.criterion.count_eos),  # what a ${VARIABLE} in the settings had for a value
     )
     return ledger
 

@@ -15,8 +15,7 @@ from tuneshift.run.ledger import Ledger
 
 def counts_eos(ledger: Ledger) -> bool:
     """Tell whether the run's criterion counts the EOS as a response token; a run that was not described has none."""
-    settings = json.loads(ledger.meta("settings") or "{}")
-    return bool(settings.get("criterion", {}).get("count_eos", False))
+    return bool(json.loads(ledger.meta("count_eos") or "false"))
 
 
 def stored_config(run: RunDirectory, ledger: Ledger, overrides: Sequence[str] = ()) -> LoadedConfig:

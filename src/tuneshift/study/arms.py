@@ -127,11 +127,10 @@ def decide_arms(units: Sequence[Unit], products: Products, progress: Progress = 
         with Ledger(products.synthesis(unit).ledger) as ledger:
             candidates = ledger.candidates()[: unit.candidates]
         reader = targets[target]
-        usable = [c for c in candidates if c.y_f is None or reader.can_learn(c.prompt, c.y_f.text)]
         for arm in unit.arms:
             criterion = None if arm.criterion is None else criterion_on(arm.criterion, candidates)
             if criterion is not None and arm.size is not None:
-                chosen = choose_for_arm(usable, criterion, arm.size, best=arm.best, select=arm.select)
+                chosen = choose_for_arm(candidates, criterion, arm.size, best=arm.best, select=arm.select)
                 kept = chosen if isinstance(chosen, str) else [Pair(c.prompt, c.y_f.text) for c in chosen if c.y_f]
             else:
                 kept = _elsewhere(unit, arm, products, reader, progress)
