@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import sys
@@ -37,6 +38,7 @@ from tuneshift.report.page.sources import Sources
 from tuneshift.report.page.variety import spans
 from tuneshift.run.directory import RunDirectory
 from tuneshift.run.ledger import Ledger
+from tuneshift.run.manifest import origin
 from tuneshift.run.records import Candidate, GeneratorCall, Response
 from tuneshift.sections.synthesis import SynthesisSection
 
@@ -496,6 +498,29 @@ def test_models_are_told_with_licence_and_hash_or_why_not(document: dict[str, An
     assert (base["role"], target["role"]) == ("B, the source's base", "T, the target")
     assert base["licence"] == "not known (there is no README.md in the model's folder)"
     assert (base["sha256"], base["reason"]) == (None, "no local folder of weights")
+
+
+def test_a_model_of_the_hub_is_told_with_the_revision_that_was_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    revision = "0123456789abcdef" * 2
+    snapshot = tmp_path / "cache/models--me--base/snapshots" / revision
+    for path, text in (
+        (snapshot / "config.json", "{}"),
+        (snapshot / "model.safetensors", "weights"),
+        (snapshot.parents[1] / "refs/main", revision),
+    ):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    described = {"B": {"path": "me/base"}, "T": {"path": "me/another"}, "G": {"path": "http://host/v1"}}
+    with Ledger(tmp_path / "ledger.sqlite") as ledger:
+        ledger.set_meta(models=json.dumps(described))
+        models = origin(ledger)["models"]
+    digest = hashlib.sha256(b"weights").hexdigest()
+    assert models["B"] == {"path": "me/base", "revision": revision, "sha256": {"model.safetensors": digest}}
+    for other in ("T", "G"):
+        assert models[other] == {**described[other], "sha256": None, "reason": "no local folder of weights"}
 
 
 def test_only_settings_that_differ_are_told(document: dict[str, Any]) -> None:

@@ -42,7 +42,7 @@ def origin(ledger: Ledger) -> dict[str, Any]:
     found = {
         "fingerprint": ledger.meta("fingerprint"),
         "inputs": json.loads(ledger.meta("inputs") or "{}"),
-        "models": {role: {**model, **_weights(Path(model["path"]))} for role, model in described.items()},
+        "models": {role: {**model, **_weights(model["path"])} for role, model in described.items()},
         "engines": json.loads(ledger.meta("engines") or "null"),
         **environment(),
     }
@@ -73,14 +73,28 @@ def _is_file_with(path: Path, digest: str) -> bool:
     return path.is_file() and file_sha256(path) == digest
 
 
-def _weights(folder: Path) -> dict[str, Any]:
-    """Return the sha256 of a local model's weights, or why there is none."""
+def _weights(model: str) -> dict[str, Any]:
+    """Return the sha256 of a model's weights, or why there is none, and the revision of one that came from the Hub."""
+    cached = None if Path(model).is_absolute() else _cached(model)
+    folder, found = cached or Path(model), {"revision": cached.name} if cached else {}
     files = sorted(folder.glob("*.safetensors"))
     if not files:
-        return {"sha256": None, "reason": "no local folder of weights"}
+        return {**found, "sha256": None, "reason": "no local folder of weights"}
     if sum(file.stat().st_size for file in files) > MAX_HASHED_BYTES:
-        return {"sha256": None, "reason": f"larger than {MAX_HASHED_BYTES} bytes"}
-    return {"sha256": {file.name: file_sha256(file) for file in files}}
+        return {**found, "sha256": None, "reason": f"larger than {MAX_HASHED_BYTES} bytes"}
+    return {**found, "sha256": {file.name: file_sha256(file) for file in files}}
+
+
+def _cached(model: str) -> Path | None:
+    """Return the folder of the Hub's cache that holds what was loaded by an id; its name is the revision."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        found = [try_to_load_from_cache(model, name) for name in ("config.json", "adapter_config.json")]
+    except HFValidationError:  # a server's address
+        return None
+    return next((Path(path).parent for path in found if isinstance(path, str)), None)
 
 
 def environment() -> dict[str, Any]:

@@ -26,5 +26,5 @@ class RunSection(Section):
     trust_remote_code: bool = Field(False, description="Let a model repository's own Python code run.")
     compile: bool = Field(
         False,
-        description="Score with compiled layers: quicker after half a minute of compiling. A CPU needs a C++ compiler.",
+        description="Score with compiled layers: quicker once they are compiled. A CPU needs a C++ compiler.",
     )
