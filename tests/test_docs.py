@@ -14,6 +14,7 @@ import yaml
 from tuneshift.cli import app
 from tuneshift.config import check_config, load_config, validate
 from tuneshift.configfile import lay_over, read_mapping
+from tuneshift.evaluate.verdict import detectable_gains
 from tuneshift.reference import configuration_reference
 from tuneshift.sections.study import StudySection
 
@@ -34,6 +35,20 @@ def test_the_configuration_reference_is_up_to_date() -> None:
 def test_the_readme_configuration_loads_as_written() -> None:
     loaded = check_config(yaml.safe_load(readme_yaml()), folder=ROOT, name="readme", shown_as="README.md")
     assert loaded.config.seeds == str(ROOT / "examples/snips/seeds.jsonl")
+
+
+def test_the_readme_configuration_is_the_demo_s() -> None:
+    printed = check_config(yaml.safe_load(readme_yaml()), folder=ROOT, name="readme", shown_as="README.md")
+    assert printed.config == load_config(ROOT / "examples/snips/intents.yaml").config
+
+
+def test_the_table_of_questions_and_gains_is_computed() -> None:
+    text = (ROOT / "docs/evaluation.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| ([\d,]+) \| (\d+)(?: points)? \| (\d+)(?: points)? \|$", text, re.MULTILINE)
+    assert len(rows) == 5
+    for questions, *gains in rows:
+        computed = [round(100 * (found["gain"] or 0)) for found in detectable_gains(int(questions.replace(",", "")))]
+        assert computed == [int(gain) for gain in gains]
 
 
 @pytest.mark.parametrize("kind", ["vllm", "openai"])
