@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import json
 import logging
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -92,13 +93,25 @@ def check_adapter_base(adapter: str, base: str) -> None:
         )
 
 
+def changes_its_base(config: Mapping[str, Any]) -> bool:
+    """Tell whether loading the adapter of this configuration changes the base's own weights.
+
+    PiSSA, OLoRA, CorDA and LoftQ take a part out of them, trained biases stand in their place, and layers may be
+    repeated: with such an adapter switched off the base is another model than before.
+    """
+    start, bias = config.get("init_lora_weights"), config.get("bias")
+    own_start = isinstance(start, str) and start.lower() not in ("gaussian", "eva", "orthogonal")
+    return own_start or bias not in (None, "none") or bool(config.get("layer_replication"))
+
+
 def attach_adapter(model: PreTrainedModel, adapter: str) -> PeftModel:
     """Load a PEFT adapter onto `model`, with every weight accounted for.
 
     PEFT only warns when weights of the adapter are missing or unused, and the adapter then works in part.
 
     Raises:
-        ModelError: weights are missing, left over or of another shape.
+        ModelError: weights are missing, left over or of another shape; or the adapter has no weights inside the model
+            but puts tokens of its own before each prompt.
     """
     from peft import PeftModel, get_peft_model_state_dict
 
@@ -111,6 +124,11 @@ def attach_adapter(model: PreTrainedModel, adapter: str) -> PeftModel:
             f"{adapter}: does not fit {model.config._name_or_path!r}, or is damaged ({first_line(error)}). "
             "Set source.base to the model the adapter was trained for, or copy the adapter anew."
         ) from error
+    if peft_model.active_peft_config.is_prompt_learning:
+        raise ModelError(
+            f"{adapter}: a {peft_model.active_peft_config.peft_type.value} adapter puts tokens of its own before each "
+            "prompt, which TuneShift does not run. Give an adapter whose weights are inside the model, such as a LoRA."
+        )
     expected = set(get_peft_model_state_dict(peft_model, save_embedding_layers=False))
     missing, unused = sorted(expected - found), sorted(found - expected - set(peft_model.state_dict()))
     if missing or unused:
@@ -126,9 +144,17 @@ def attach_adapter(model: PreTrainedModel, adapter: str) -> PeftModel:
 def merged_copy(model: PreTrainedModel, adapter: str) -> PreTrainedModel | None:
     """Return a copy of `model` with an adapter added into its weights; `None` for a kind that cannot be merged.
 
-    See `attach_adapter` for what is raised.
+    Where layers share weights, an adapter of one of them is of that kind, since added in it would change both: where
+    the output layer is the embeddings, and where layers are repeated. See `attach_adapter` for what is raised.
     """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
     adapted = attach_adapter(copy.deepcopy(model), adapter)
+    ends = (adapted.get_input_embeddings(), adapted.get_output_embeddings())
+    tied = model.config.get_text_config().tie_word_embeddings and any(isinstance(end, BaseTunerLayer) for end in ends)
+    if tied or read_adapter_config(adapter).get("layer_replication"):
+        logger.info("%s: changes one of several layers that share weights, so it is not merged", adapter)
+        return None
     try:
         merged: PreTrainedModel = adapted.merge_and_unload(safe_merge=True)
     except (AttributeError, ValueError, NotImplementedError) as error:

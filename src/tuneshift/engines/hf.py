@@ -6,13 +6,14 @@ does not fit into memory is halved and tried again.
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from tuneshift.adapters import attach_adapter, merged_copy
+from tuneshift.adapters import attach_adapter, changes_its_base, merged_copy, read_adapter_config
 from tuneshift.encoding import Reader
 from tuneshift.engines.base import (
     Comparison,
@@ -75,6 +76,7 @@ class HfEngine:
         self._base: Any = model
         self._fine_tuned: Any = fine_tuned_model
         self._adapted: Any = None
+        self._how: str | None = None  # the adapter is run
         self._tokenizer = tokenizer
         self._name = name
         self._batch_size = batch_size
@@ -105,12 +107,20 @@ class HfEngine:
 
         With `merge` the fine-tuned side is a second copy of the weights with the adapter added in, where its kind
         allows. That is the default on a CPU: there an adapter's small products take as long as the weights' own. On a
-        GPU one set of weights serves both sides.
+        GPU one set of weights serves both sides, but for an adapter that changes its base: that always has a copy.
+
+        Raises:
+            ModelError: the adapter does not fit, or is of a kind that cannot be run.
         """
         if merge is None:
             merge = self._base.device.type == "cpu"
         self._fine_tuned = merged_copy(self._base, adapter) if merge else None
-        self._adapted = attach_adapter(self._base, adapter) if self._fine_tuned is None else None
+        self._adapted, self._how = None, "merged"
+        if self._fine_tuned is None and changes_its_base(read_adapter_config(adapter)):
+            self._fine_tuned = attach_adapter(copy.deepcopy(self._base), adapter).get_base_model()
+            self._how = "on a copy"
+        elif self._fine_tuned is None:
+            self._adapted, self._how = attach_adapter(self._base, adapter), "switched"
         self._fine_tuned_name = adapter
         self._compile(self._fine_tuned)
 
@@ -176,7 +186,7 @@ class HfEngine:
             "engine": "hf",
             "model": self._name,
             "fine_tuned": self._fine_tuned_name,
-            "adapter": None if self._fine_tuned_name is None else "switched" if self._adapted else "merged",
+            "adapter": self._how,
             "device": str(self._base.device),
             "dtype": str(self._base.dtype).removeprefix("torch."),
             "compiled": self._compiled,

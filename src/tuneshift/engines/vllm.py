@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from tuneshift import guard
-from tuneshift.adapters import read_adapter_config, save_merged, weight_names
+from tuneshift.adapters import changes_its_base, read_adapter_config, save_merged, weight_names
 from tuneshift.engines.base import Weights
 from tuneshift.engines.openai import OpenAIEngine
 from tuneshift.engines.options import Endpoint
@@ -224,14 +224,10 @@ def servable(path: str) -> Adapter:
         "it has whole modules of its own (modules_to_save)": config.get("modules_to_save"),
         "it is no LoRA": (config.get("peft_type") or "LORA") != "LORA",
         "it is a DoRA": config.get("use_dora"),
-        "it has biases": config.get("lora_bias") or (config.get("bias") or "none") != "none",
-        "it repeats layers": config.get("layer_replication"),
+        "it has biases": config.get("lora_bias"),
         "it trains single tokens": config.get("trainable_token_indices"),
         "it is a variant of LoRA (aLoRA, Arrow, BD-LoRA, KaSA, QALoRA)": any(map(config.get, VARIANTS)),
-        "it was started from the base's own weights (PiSSA, OLoRA, CorDA, LoftQ)": isinstance(
-            init := config.get("init_lora_weights"), str
-        )
-        and init.lower() not in ("gaussian", "eva", "orthogonal"),
+        "it changes its base (trained biases; PiSSA, OLoRA, CorDA, LoftQ; repeats layers)": changes_its_base(config),
     }
     why = [reason for reason, found in objections.items() if found]
     ranks = [int(config.get("r") or 0), *map(int, (config.get("rank_pattern") or {}).values())]
