@@ -21,7 +21,7 @@ from tuneshift.study.tables import markdown
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs/results.md"
 ORDER = [
-    "snips_criteria", "snips_criteria_back", "snips_weak_source", "snips_thresholds", "snips_generators",
+    "snips_criteria", "snips_criteria_back", "snips_calls", "snips_weak_source", "snips_thresholds", "snips_generators",
     "snips_substitute", "snips_coverage", "bbh",
 ]  # fmt: skip
 
