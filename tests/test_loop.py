@@ -34,13 +34,22 @@ from tuneshift.run.records import Candidate, GeneratorCall, Response
 LIMITS = Limits(target_size=3, max_candidates=10, max_rounds=5, patience=2)
 
 
+ANSWER = Response("yes", (5,), (-0.1,), None, "stop", reencoded=False)
+
+
 def candidate(*, round_: int = 0, reason: str = "high-high", kept: bool = False) -> Candidate:
-    return Candidate("id", round_, "call", "text", "prompt", kept=kept, reason="kept" if kept else reason)
+    y_f = None if reason == "duplicate" else ANSWER
+    return Candidate("id", round_, "call", "text", "prompt", kept=kept, reason="kept" if kept else reason, y_f=y_f)
 
 
 def candidates(*rounds: str) -> list[Candidate]:
-    """`candidates("k.", ".")`: two rounds; the first kept one of two candidates, the second dropped its only one."""
-    return [candidate(round_=n, kept=mark == "k") for n, marks in enumerate(rounds) for mark in marks]
+    """`candidates("k.", "d")`: of two candidates of the first round one was kept; the second had a duplicate alone."""
+    reasons = {"d": "duplicate"}
+    return [
+        candidate(round_=n, kept=mark == "k", reason=reasons.get(mark, "high-high"))
+        for n, marks in enumerate(rounds)
+        for mark in marks
+    ]
 
 
 # When it stops
@@ -60,6 +69,11 @@ def test_the_loop_ends_with_enough_kept_pairs(kept: int, reason: str | None) -> 
 )
 def test_the_loop_ends_with_too_many_candidates(dropped: int, reason: str | None) -> None:
     assert stop_reason(candidates("k" + "." * dropped), rounds=1, limits=LIMITS) == reason
+
+
+def test_candidates_that_cost_no_answer_do_not_end_the_loop() -> None:
+    assert stop_reason(candidates("k" + "." * 8 + "d" * 90), rounds=1, limits=LIMITS) is None
+    assert stop_reason(candidates("k" + "." * 9 + "d" * 90), rounds=1, limits=LIMITS) == "max_candidates reached"
 
 
 @pytest.mark.parametrize(("rounds", "reason"), [(4, None), (5, "max_rounds reached"), (6, "max_rounds reached")])
@@ -109,6 +123,7 @@ def test_a_last_round_is_as_large_as_the_keep_rate_says_and_a_fifth_more() -> No
 def test_without_kept_candidates_only_the_limit_counts() -> None:
     limits = Limits(target_size=60, max_candidates=130, max_rounds=500, patience=3)
     assert next_calls(candidates("." * 100), per_call=5, calls_per_round=100, limits=limits) == 6
+    assert next_calls(candidates("." * 100 + "d" * 40), per_call=5, calls_per_round=100, limits=limits) == 6
 
 
 @given(

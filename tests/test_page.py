@@ -513,14 +513,21 @@ def test_a_model_of_the_hub_is_told_with_the_revision_that_was_loaded(
     ):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
-    described = {"B": {"path": "me/base"}, "T": {"path": "me/another"}, "G": {"path": "http://host/v1"}}
+    described = {
+        "B": {"path": "me/base"},
+        "F": {"path": str(snapshot)},
+        "T": {"path": "me/another"},
+        "G": {"path": "http://host/v1"},
+    }
     with Ledger(tmp_path / "ledger.sqlite") as ledger:
         ledger.set_meta(models=json.dumps(described))
         models = origin(ledger)["models"]
     digest = hashlib.sha256(b"weights").hexdigest()
-    assert models["B"] == {"path": "me/base", "revision": revision, "sha256": {"model.safetensors": digest}}
+    for model in ("B", "F"):  # an adapter's id has been resolved before
+        assert models[model] == described[model] | {"revision": revision, "sha256": {"model.safetensors": digest}}
     for other in ("T", "G"):
-        assert models[other] == {**described[other], "sha256": None, "reason": "no local folder of weights"}
+        unknown = {"revision": None, "sha256": None, "reason": "no local folder of weights"}
+        assert models[other] == described[other] | unknown
 
 
 def test_only_settings_that_differ_are_told(document: dict[str, Any]) -> None:

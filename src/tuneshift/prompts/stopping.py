@@ -15,6 +15,7 @@ class Limits:
     """The loop's limits; see the `synthesis` section of the configuration.
 
     `target_size` is how many pairs are to be kept: those that are to be learnt, and what `oversample` adds to them.
+    `max_candidates` counts those that F answered: what is dropped before, such as a duplicate, costs next to nothing.
     `supply` is how many prompts the generator has, `None` where it writes as many as are asked for.
     """
 
@@ -25,11 +26,16 @@ class Limits:
     supply: int | None = None
 
 
+def answered(candidates: Sequence[Candidate]) -> int:
+    """Return how many candidates F answered."""
+    return sum(candidate.y_f is not None for candidate in candidates)
+
+
 def stop_reason(candidates: Sequence[Candidate], *, rounds: int, limits: Limits) -> str | None:
     """Return why the loop ends, or `None` when it goes on."""
     if sum(candidate.kept for candidate in candidates) >= limits.target_size:
         return "target_size reached"
-    if len(candidates) >= limits.max_candidates:
+    if answered(candidates) >= limits.max_candidates:
         return "max_candidates reached"
     if limits.supply is not None and len(candidates) >= limits.supply:
         return "generator.prompts used up"
@@ -46,8 +52,9 @@ def next_calls(candidates: Sequence[Candidate], *, per_call: int, calls_per_roun
 
     A full round, but no more than the keep rate so far says are needed, plus a fifth.
     """
-    most = limits.max_candidates if limits.supply is None else min(limits.max_candidates, limits.supply)
-    wanted = most - len(candidates)
+    wanted = limits.max_candidates - answered(candidates)
+    if limits.supply is not None:
+        wanted = min(wanted, limits.supply - len(candidates))
     kept = sum(candidate.kept for candidate in candidates)
     if kept:
         needed = (limits.target_size - kept) / (kept / len(candidates))

@@ -75,8 +75,8 @@ def _is_file_with(path: Path, digest: str) -> bool:
 
 def _weights(model: str) -> dict[str, Any]:
     """Return the sha256 of a model's weights, or why there is none, and the revision of one that came from the Hub."""
-    cached = None if Path(model).is_absolute() else _cached(model)
-    folder, found = cached or Path(model), {"revision": cached.name} if cached else {}
+    folder = (None if Path(model).is_absolute() else _cached(model)) or Path(model)
+    found = {"revision": folder.name if folder.parent.name == "snapshots" else None}  # as the Hub's cache is laid out
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         return {**found, "sha256": None, "reason": "no local folder of weights"}

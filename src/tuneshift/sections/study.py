@@ -87,7 +87,7 @@ class StudySection(Section):
         min_length=1,
         description="How often each cell is done: a list of run seeds, or names with settings.",
     )
-    candidates: int = Field(ge=1, description="Candidates of each cell and replicate, for all arms.")
+    candidates: int = Field(ge=1, description="Candidates that F answers in each cell and replicate, for all arms.")
     size: int = Field(ge=1, description="Pairs that every arm trains on; an arm that has fewer is not trained.")
     arms: dict[str, ArmSection] = Field(min_length=1, description="What is compared, by names.")
     reference: str = Field(description="The arm with which every other is compared.")

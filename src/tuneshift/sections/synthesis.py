@@ -90,7 +90,7 @@ class SynthesisSection(Section):
         description="Which `target_size` of the kept pairs are learnt: the `first`, drawn by a hash of their ids "
         "(`random`), or those that are left when pairs are taken out where most responses are alike (`balanced`).",
     )
-    max_candidates: int = Field(10_000, ge=1, description="Stop after this many candidates, whatever was kept.")
+    max_candidates: int = Field(10_000, ge=1, description="Stop when F has answered this many candidates.")
     max_rounds: int = Field(500, ge=1, description="Stop after this many rounds.")
     patience: int = Field(3, ge=1, description="Stop with a diagnosis after this many rounds that kept nothing.")
 

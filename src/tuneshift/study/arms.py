@@ -125,7 +125,7 @@ def decide_arms(units: Sequence[Unit], products: Products, progress: Progress = 
         if target not in targets:
             targets[target] = inspect_target(training_settings(unit.loaded))
         with Ledger(products.synthesis(unit).ledger) as ledger:
-            candidates = ledger.candidates()[: unit.candidates]
+            candidates = [c for c in ledger.candidates() if c.y_f is not None][: unit.candidates]
         reader = targets[target]
         for arm in unit.arms:
             criterion = None if arm.criterion is None else criterion_on(arm.criterion, candidates)

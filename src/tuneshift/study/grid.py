@@ -55,7 +55,7 @@ class Arm:
 class Unit:
     """One replicate of one cell: a run's configuration and inputs, and the arms that share its candidates.
 
-    `levels` are the cell's, by axis; `candidates` is how many are decided upon.
+    `levels` are the cell's, by axis; `candidates` is how many F answers, and rules decide upon.
     """
 
     levels: Mapping[str, str]
@@ -139,10 +139,10 @@ def load_study(path: Path) -> Study:
 
 
 def _synthesis(candidates: int) -> dict[str, Any]:
-    """Return the settings with which the loop makes `candidates` ones, whatever is kept.
+    """Return the settings with which F answers `candidates` ones, whatever is kept.
 
-    A round has at least one candidate, so that none of the other limits is met before. `oversample` and `select` choose
-    nothing in a study, so candidates do not depend on them.
+    No other limit is met before, unless rounds bring nothing but duplicates. `oversample` and `select` choose nothing
+    in a study, so candidates do not depend on them.
     """
     limits = ("target_size", "max_candidates", "max_rounds", "patience")
     chosen_by_arms = {"oversample": 1, "select": "first"}
