@@ -143,8 +143,9 @@ def test_there_is_a_row_for_each_cell_replicate_and_arm(finished: Path) -> None:
 def test_every_unit_has_its_candidates_with_both_answers(finished: Path) -> None:
     for unit in UNITS:
         made = candidates(finished / "done", *unit)
-        assert len(made) == 20
+        assert 20 <= sum(c.y_f is not None for c in made) < 25  # a call of five is never cut
         assert all((c.y_f is None) == (c.y_b is None) for c in made)
+    assert {row["candidates"] for row in rows(finished / "done") if row["arm"] in ("first", "random")} == {20}
     assert [c.text for c in candidates(finished / "done", "base", "0")] != [
         c.text for c in candidates(finished / "done", "base", "1")
     ]
