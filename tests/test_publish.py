@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -275,8 +276,7 @@ def test_whoever_sends_prompts_of_their_own_is_told(run: RunDirectory) -> None:
     own = "the pairs hold prompts of your own file, word for word"
     assert own not in prepare(run, BOTH, private=False, anyway=()).notes
     with Ledger(run.ledger) as ledger:
-        settings = json.loads(ledger.meta("settings") or "")
-        ledger.set_meta(settings=json.dumps(settings | {"generator": {"kind": "file"}}))
+        ledger.record_calls([replace(ledger.calls()[0], id="listed", strategy="listed")])
     assert own in prepare(run, BOTH, private=False, anyway=()).notes
     assert own not in prepare(run, Published(model_repo=MODEL), private=False, anyway=()).notes
 
