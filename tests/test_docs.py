@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import shutil
 import tomllib
 from pathlib import Path
 
@@ -37,9 +38,12 @@ def test_the_readme_configuration_loads_as_written() -> None:
     assert loaded.config.seeds == str(ROOT / "examples/snips/seeds.jsonl")
 
 
-def test_the_readme_configuration_is_the_demo_s() -> None:
-    printed = check_config(yaml.safe_load(readme_yaml()), folder=ROOT, name="readme", shown_as="README.md")
-    assert printed.config == load_config(ROOT / "examples/snips/intents.yaml").config
+def test_the_readme_configuration_is_the_demo_s(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "examples", tmp_path / "examples")
+    for model in ("SmolLM2-135M-Instruct", "gemma-3-270m"):  # a path is one where something stands
+        (tmp_path / "models" / model).mkdir(parents=True)
+    printed = check_config(yaml.safe_load(readme_yaml()), folder=tmp_path, name="readme", shown_as="README.md")
+    assert printed.config == load_config(tmp_path / "examples/snips/intents.yaml").config
 
 
 def test_the_table_of_questions_and_gains_is_computed() -> None:

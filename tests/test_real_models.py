@@ -63,6 +63,7 @@ def test_real_models_measure_for_every_criterion(project: Path, capsys: pytest.C
         "synthesis.max_rounds": 1,
         "synthesis.calls_per_round": 8,
         "synthesis.complete_scores": "true",
+        "synthesis.decoding": "faithful",  # eq. 8 speaks of drawn responses
         "distill.num_train_epochs": 1,
         "evaluation": "null",
     }
@@ -147,10 +148,10 @@ def test_a_study_compares_arms_between_real_models(project: Path) -> None:
     assert rows["target before"]["accuracy"] < 0.1
     assert (rows["random"]["pairs"], rows["random"]["steps"], rows["random"]["n"]) == (8, 1, 40)
     with Ledger(root / "synthesis/all/small/ledger.sqlite") as ledger:
-        made = ledger.candidates()
-    assert len(made) == 20
+        made = [candidate for candidate in ledger.candidates() if candidate.y_f is not None]
+    assert 20 <= len(made) < 25  # a call of five is never cut; the arms see the first 20
     criterion = Criterion("ppl_diff", tau=3)
-    kept = sum(decide(candidate, criterion).kept for candidate in made)
+    kept = sum(decide(candidate, criterion).kept for candidate in made[:20])
     found = rows["ppl_diff"]
     assert (found["pairs"], found["reason"]) == ((8, None) if kept >= 8 else (None, f"kept {kept} of 8 wanted"))
 
