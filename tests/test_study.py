@@ -7,6 +7,7 @@ import random
 import re
 import shutil
 import signal
+import time
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -29,7 +30,7 @@ from tuneshift.engines.options import EngineOptions
 from tuneshift.errors import ConfigError, DataError
 from tuneshift.models import LoadOptions
 from tuneshift.progress import Progress
-from tuneshift.run.directory import RunDirectory, read_json, read_jsonl
+from tuneshift.run.directory import Lock, RunDirectory, read_json, read_jsonl
 from tuneshift.run.ledger import Ledger
 from tuneshift.run.records import Candidate, Response
 from tuneshift.study import run as study_run
@@ -102,9 +103,9 @@ def finished(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("study")
     path, notes, opened = write_study(folder, tiny), Notes(), []
     original = study_run._opened
-    with pytest.MonkeyPatch.context() as patch, RunDirectory(folder / "done") as directory:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(study_run, "_opened", lambda *given: opened.append(given[0].label) or original(*given))
-        study_run.run_study(load_study(path), directory, progress=notes)
+        study_run.run_study(load_study(path), folder / "done", progress=notes)
     (folder / "notes.json").write_text(json.dumps(notes.said))
     (folder / "opened.json").write_text(json.dumps(opened))
     return folder
@@ -524,6 +525,98 @@ def test_a_study_that_was_killed_at_random_instants_writes_the_same_tables(tiny:
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "reference" / name).read_bytes(), name
     left = [path for path in (tmp_path / "killed").rglob("*.part")]
     assert left == []
+
+
+# Several processes
+
+
+class Freeing(Notes):
+    """Frees a lock that the test holds as soon as the study waits for it."""
+
+    def __init__(self, lock: Lock) -> None:
+        super().__init__()
+        self.lock = lock
+
+    def note(self, text: str) -> None:
+        super().note(text)
+        if text.startswith("Waiting for "):
+            self.lock.__exit__()
+
+
+def small(folder: Path, tiny: Tiny) -> Path:
+    few = {name: STUDY["arms"][name] for name in ("first", "bound")}
+    return write_study(folder, tiny, axes={}, replicates=[0, 1], arms=few, candidates=10, size=2)
+
+
+def begun(path: Path, root: Path) -> Path:
+    """Return `root` as another process leaves it that has just begun the study."""
+    with RunDirectory(root) as directory:
+        study_run.describe(load_study(path), directory)
+    return root
+
+
+def test_what_another_process_holds_is_left_to_it_and_waited_for(tiny: Tiny, tmp_path: Path) -> None:
+    path, root = small(tmp_path, tiny), tmp_path / "study"
+    held = begun(path, root) / "synthesis/all/0"
+    notes = Freeing(Lock(held).__enter__())
+    study_run.run_study(load_study(path), root, progress=notes)
+    told = [re.sub(r"; about .* left$", "", note) for note in notes.said if note.startswith(("Cand", "Train", "Wait"))]
+    assert [note for note in told if " of " in note or "Waiting" in note] == [
+        "Candidates and answers of the source 1 of 2: all, replicate 1",
+        "Training 1 of 2: all, replicate 1, arm first",
+        "Training 2 of 2: all, replicate 1, arm bound",
+        f"Waiting for {held}: other processes make what is left",
+        "Candidates and answers of the source 1 of 1: all, replicate 0",
+        "Training 1 of 2: all, replicate 0, arm first",
+        "Training 2 of 2: all, replicate 0, arm bound",
+    ]
+    assert {(one["replicate"], one["arm"]) for one in rows(root) if one["n"]} >= {("0", "bound"), ("1", "bound")}
+
+
+def test_one_process_at_a_time_pays_a_hosted_generator(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TEST_KEY", KEY)
+    with MockApi() as api:
+        path, root = small(tmp_path, tiny), tmp_path / "study"
+        config = json.loads((tmp_path / "config.yaml").read_text())
+        section = {"base_url": api.url, "model": "mock", "api_key": "${TEST_KEY}"}
+        generator = {"kind": "chat", "model": "target", "api": section}
+        (tmp_path / "config.yaml").write_text(json.dumps(config | {"generator": generator}))
+
+        class Watching(Freeing):
+            def note(self, text: str) -> None:
+                if text.startswith("Waiting for "):
+                    assert api.sent.total() == 0
+                super().note(text)
+
+        notes = Watching(Lock(begun(path, root) / "synthesis").__enter__())
+        study_run.run_study(load_study(path), root, progress=notes)
+        assert sum(note.startswith("Waiting for ") for note in notes.said) == 1
+        assert api.sent.total() > 0
+
+
+def test_processes_share_a_study_and_one_that_is_killed_leaves_its_work_to_the_others(
+    tiny: Tiny, tmp_path: Path
+) -> None:
+    test_kill.SERVER.set_forkserver_preload(test_kill.PRELOADED)
+    path, root = small(tmp_path, tiny), tmp_path / "shared"
+    assert start(path, tmp_path / "reference", 240) == 0, (tmp_path / "reference.log").read_text()
+    arguments = ["study", str(path), "--run-dir", str(root)]
+    logs = [f"{root}{number}.log" for number in range(3)]
+    processes = [test_kill.SERVER.Process(target=test_kill.child, args=(arguments, log, None)) for log in logs]
+    for process in processes:
+        process.start()
+    time.sleep(random.Random(3).uniform(2, 4))
+    processes[0].kill()
+    for process in processes:
+        process.join(240)
+    assert [process.exitcode for process in processes[1:]] == [0, 0], Path(logs[1]).read_text()
+    for name in TABLES:
+        assert (root / name).read_bytes() == (tmp_path / "reference" / name).read_bytes(), name
+    said = "".join(Path(log).read_text() for log in logs)
+    assert 4 <= said.count("Training a LoRA on ") <= 5  # of the four, only one that was killed is trained on
+    assert list(root.rglob("*.part")) == []
 
 
 # What is refused

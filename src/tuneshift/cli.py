@@ -169,7 +169,6 @@ def study(
     as_json: AsJson = False,
 ) -> None:
     """Run a grid of comparisons over shared candidates, or continue one that was stopped."""
-    from tuneshift.run.directory import RunDirectory
     from tuneshift.study.grid import load_study
     from tuneshift.study.plan import whats_to_do
     from tuneshift.study.products import Products
@@ -178,14 +177,13 @@ def study(
     if dry_run:
         print_result(whats_to_do(loaded, Products(folder)), as_json, key_lines)
         return
-    with RunDirectory(folder) as directory:
-        from tuneshift.console import open_progress
-        from tuneshift.study.run import run_study
+    from tuneshift.console import open_progress
+    from tuneshift.study.run import run_study
 
-        _quiet_libraries()
-        results = run_study(loaded, directory, progress=open_progress())
-        shown = (folder / "results.md").read_text(encoding="utf-8")
-        print_result(results, as_json, lambda _: [shown, f"results: {folder}"])
+    _quiet_libraries()
+    results = run_study(loaded, folder, progress=open_progress())
+    shown = (folder / "results.md").read_text(encoding="utf-8")
+    print_result(results, as_json, lambda _: [shown, f"results: {folder}"])
 
 
 @app.command()

@@ -10,7 +10,7 @@
     · MemoryLimitError      a model, a batch or a training step does not fit into memory
     · SandboxError          code that a model wrote cannot be run safely on this machine
     · PublishError          the run is not fit to be published, or the Hub refuses
-    · RunDirectoryError     a run directory: missing, in use, damaged
+    · RunDirectoryError     a run directory: missing, damaged, or (InUse) another process writes into it
     · NothingKeptError      the criterion kept no candidate; carries the diagnosis
   * ResumeRefused           exit 4: the run directory belongs to another configuration
 
@@ -20,6 +20,7 @@ Every message says what is wrong, the value, what was expected, and the remedy.
 Anything else that escapes is a bug: exit 1, with its traceback.
 """
 
+from pathlib import Path
 from signal import SIGINT
 
 
@@ -65,6 +66,14 @@ class PublishError(UserError):
 
 class RunDirectoryError(UserError):
     """A run directory is missing, in use by another process, or damaged."""
+
+
+class InUse(RunDirectoryError):
+    """Another process, the `holder`, writes into the run directory at `path`."""
+
+    def __init__(self, path: Path, holder: str) -> None:
+        super().__init__(f"{path}: in use by {holder}. Wait for it, stop it, or give another --run-dir.")
+        self.path = path
 
 
 class NothingKeptError(UserError):

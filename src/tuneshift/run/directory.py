@@ -28,7 +28,7 @@ from typing import Any, TypeVar
 
 import yaml
 
-from tuneshift.errors import RunDirectoryError
+from tuneshift.errors import InUse, RunDirectoryError
 
 Parsed = TypeVar("Parsed")
 HOLDER = re.compile(r"process (\d+) on (.+)")
@@ -37,17 +37,57 @@ CONFIG_HEADER = "# relative paths start at "
 """How a config.yaml begins that a run or a study wrote."""
 
 
+class Lock:
+    """The lock of a folder, which is made where there is none, as a context manager; the kernel frees it after a kill.
+
+    With `wait` it waits for another process that holds the lock, in place of refusing.
+
+    Raises:
+        InUse: another process holds the lock. RunDirectoryError: the path is no folder that can be written.
+    """
+
+    def __init__(self, folder: Path, *, wait: bool = False) -> None:
+        self._folder, self._how = folder, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB
+        self._file: int | None = None
+
+    def __enter__(self) -> Lock:
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            file = os.open(self._folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise RunDirectoryError(
+                f"{self._folder}: no run directory can be made here ({error.strerror}). Give another --run-dir."
+            ) from error
+        try:
+            fcntl.flock(file, self._how)
+        except BlockingIOError as error:
+            holder = os.read(file, 200).decode(errors="replace") or "another process"
+            os.close(file)
+            raise InUse(self._folder, holder) from error
+        except BaseException:  # Ctrl-C, while it waits
+            os.close(file)
+            raise
+        os.ftruncate(file, 0)
+        os.pwrite(file, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+        self._file = file
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+
+
 class RunDirectory:
     """A locked run directory, as a context manager.
 
     A directory that this process created is removed again, with the folders above it, when the run ends by an error
     before `keep` was called, so that a refused input leaves nothing behind.
 
-    Raises:
-        RunDirectoryError: another process holds the lock, or the path is no directory that can be written.
+    See `Lock` for `wait` and what is raised.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, wait: bool = False) -> None:
         self.path = path
         self.config = path / "config.yaml"
         self.ledger = path / "ledger.sqlite"
@@ -65,29 +105,12 @@ class RunDirectory:
         self.page = path / "report.html"
         self.figures = path / "figures"
         self.manifest = path / "manifest.json"
-        self._lock: int | None = None
+        self._lock = Lock(path, wait=wait)
         self._created: list[Path] = []
 
     def __enter__(self) -> RunDirectory:
         self._created = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        except OSError as error:
-            raise RunDirectoryError(
-                f"{self.path}: no run directory can be made here ({error.strerror}). Give another --run-dir."
-            ) from error
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            holder = os.read(self._lock, 200).decode(errors="replace") or "another process"
-            os.close(self._lock)
-            self._lock = None
-            raise RunDirectoryError(
-                f"{self.path}: in use by {holder}. Wait for it, stop it, or give another --run-dir."
-            ) from error
-        os.ftruncate(self._lock, 0)
-        os.pwrite(self._lock, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+        self._lock.__enter__()
         return self
 
     def __exit__(
@@ -98,9 +121,7 @@ class RunDirectory:
             with suppress(OSError):  # another run has come to live in a folder above
                 for folder in self._created[1:]:
                     folder.rmdir()
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+        self._lock.__exit__()
 
     def keep(self) -> None:
         """Say that the directory holds results from now on and outlives an error."""

@@ -16,13 +16,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from tuneshift.config import result_settings
 from tuneshift.distill import Pair
-from tuneshift.run.directory import RunDirectory
+from tuneshift.run.directory import Lock, RunDirectory
 from tuneshift.run.ledger import Ledger
 from tuneshift.run.records import NO_USAGE, Usage
 from tuneshift.run.resume import check_resumable, synthesis_finished
@@ -48,8 +49,16 @@ class Products:
         run = self.synthesis(unit)
         if not run.ledger.exists():
             return False
-        with run:
-            return check_resumable(unit.loaded, run, unit.inputs.digests) and synthesis_finished(run)
+        return check_resumable(unit.loaded, run, unit.inputs.digests) and synthesis_finished(run)
+
+    def budget(self, unit: Unit) -> AbstractContextManager[object]:
+        """Return what lets one process at a time pay a hosted generator, so that the limits hold for all units."""
+        hosted = unit.loaded.config.generator.api is not None
+        return Lock(self.root / "synthesis") if hosted else nullcontext()
+
+    def shared(self) -> Lock:
+        """Return what lets one process at a time make answers that several units share; the others wait for them."""
+        return Lock(self.root / "outcomes", wait=True)
 
     def spent_elsewhere(self, unit: Unit, units: Sequence[Unit]) -> Usage:
         """Return what the other units took of the hosted model that writes a unit's prompts, whatever its limits."""

@@ -1,7 +1,8 @@
 """A study on one page: candidates, what the arms choose, trainings, answers, and the table.
 
 Each step makes what is missing of the study's products (`tuneshift.study.products`), so that a study which was killed
-goes on where it was, and one that has got another arm trains that arm alone.
+goes on where it was, and one that has got another arm trains that arm alone. A product in the making is locked, so that
+several processes share a study's work.
 """
 
 from __future__ import annotations
@@ -9,10 +10,10 @@ from __future__ import annotations
 import itertools
 import shutil
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import asdict, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,12 +22,12 @@ from tuneshift.console import duration
 from tuneshift.distill import inspect_target
 from tuneshift.engines.base import Engine
 from tuneshift.engines.source import Source
-from tuneshift.errors import RunDirectoryError
+from tuneshift.errors import InUse, RunDirectoryError
 from tuneshift.measuring import measure_stored
 from tuneshift.pipeline import distill_run, synthesize
 from tuneshift.progress import SILENT, Progress
 from tuneshift.prompts.hosted import HostedGenerator
-from tuneshift.run.directory import RunDirectory, jsonl, write_atomically
+from tuneshift.run.directory import Lock, RunDirectory, jsonl, write_atomically
 from tuneshift.run.ledger import Ledger
 from tuneshift.run.records import Usage
 from tuneshift.run.resume import open_ledger
@@ -63,26 +64,42 @@ class Countdown:
         self.progress.note(f"{self.what} {self.begun} of {self.total}: {label}{left}")
 
 
-def run_study(study: Study, directory: RunDirectory, *, progress: Progress = SILENT) -> dict[str, Any]:
-    """Make all that is missing of a study, write its tables, and return the results.
+def run_study(study: Study, root: Path, *, progress: Progress = SILENT) -> dict[str, Any]:
+    """Make all that is missing of a study in the folder `root`, write its tables, and return the results.
 
-    `directory` is locked by the caller.
+    Several processes may run the same study, for example one for each GPU: each makes what no other one is making, and
+    all end with the same tables.
 
     Raises:
         UserError: an input is wrong. ResumeRefused: candidates in the directory are another configuration's.
     """
-    describe(study, directory)
-    products = Products(directory.path)
-    # 1) What needs the source: each unit's candidates, F's and B's answers, F's answers to given prompts.
-    use_source(study.units, products, progress)
-    # 2) What needs the untrained target, with no other model open.
-    use_target(study.units, products, progress)
-    # 3) What each arm trains on: decided over the stored candidates, anew each time.
-    trials = decide_arms(study.units, products, progress)
-    # 4) Trainings, and the target after each; equal datasets are trained on once.
-    train_arms(trials, products, progress)
+    with RunDirectory(root, wait=True) as directory:
+        describe(study, directory)
+    products = Products(root)
+    while True:
+        trials, held = make_missing(study.units, products, progress)
+        if not held:
+            break
+        progress.note(f"Waiting for {held[0]}: other processes make what is left")
+        with Lock(held[0], wait=True):
+            pass
     # 5) One row for each cell, replicate and arm, and what they say together.
-    return write_results(study, products, trials, progress)
+    with RunDirectory(root, wait=True):
+        return write_results(study, products, trials, progress)
+
+
+def make_missing(units: Sequence[Unit], products: Products, progress: Progress) -> tuple[list[Trial], list[Path]]:
+    """Make what is missing and free; return the trials, and the folders that other processes hold."""
+    # 1) What needs the source: each unit's candidates, F's and B's answers, F's answers to given prompts.
+    held = use_source(units, products, progress)
+    # 2) What needs the untrained target, with no other model open.
+    answered = [unit for unit in units if not lacks_source(unit, products)]
+    held += use_target(answered, products, progress)
+    # 3) What each arm trains on: decided over the stored candidates, anew each time.
+    trials = decide_arms([unit for unit in answered if not lacks_target(unit, products)], products, progress)
+    # 4) Trainings, and the target after each; equal datasets are trained on once.
+    held += train_arms(trials, products, progress)
+    return trials, held
 
 
 def describe(study: Study, directory: RunDirectory) -> None:
@@ -99,35 +116,76 @@ def describe(study: Study, directory: RunDirectory) -> None:
     directory.describe(study.raw, study.folder)
 
 
+def serve(
+    what: str,
+    units: Sequence[Unit],
+    products: Products,
+    progress: Progress,
+    *,
+    lacks: Callable[[Unit, Products], bool],
+    key: Callable[[Unit], str],
+    opened: Callable[[list[Unit]], AbstractContextManager[Model]],
+    make: Callable[[Unit, RunDirectory, Model], None],
+) -> list[Path]:
+    """Let `make` give each unit `what` it lacks, with models that are opened once for units of the same `key`.
+
+    Returns the folders that other processes hold, which are left to them.
+    """
+    waiting = [unit for unit in units if lacks(unit, products)]
+    countdown, held = Countdown(what, len(waiting), progress), []
+    for _, group in itertools.groupby(waiting, key=key):
+        members = list(group)
+        with ExitStack() as stack:
+            models = cache(partial(stack.enter_context, opened(members)))
+            for unit in members:
+                try:
+                    with products.synthesis(unit) as run:
+                        if lacks(unit, products):  # no other process has made it since
+                            countdown.begin(unit.label)
+                            make(unit, run, models())
+                except InUse as error:
+                    held.append(error.path)
+    return held
+
+
 # --- 1) what needs the source ---
 
 
-def use_source(units: Sequence[Unit], products: Products, progress: Progress) -> None:
-    """Make what F, B and G make; units that differ in their seed alone share the opened models."""
-    unfinished = {unit.label for unit in units if not products.synthesized(unit)}
-    waiting = [
-        unit
-        for unit in units
-        if unit.label in unfinished
+def use_source(units: Sequence[Unit], products: Products, progress: Progress) -> list[Path]:
+    """Make what F, B and G make; see `serve`."""
+
+    def make(unit: Unit, run: RunDirectory, models: tuple[Source, SynthesisModels | None]) -> None:
+        source, writing = models
+        if writing is not None and not products.synthesized(unit):
+            with products.budget(unit):
+                _write_candidates(unit, run, writing, products.spent_elsewhere(unit, units), progress)
+        with products.shared():
+            for side, model in ((True, "F"), (False, "B")):
+                answer_questions(source.engine, unit, products.outcomes(unit, model), fine_tuned=side)
+            for arm in unit.arms:
+                if arm.prompts is not None:
+                    _answer_prompts(unit, arm, products.answered(unit, arm), source)
+        _measure(unit, run, products, source=source)
+
+    return serve(
+        "Candidates and answers of the source",
+        units,
+        products,
+        progress,
+        lacks=lacks_source,
+        key=_models_of,
+        opened=lambda members: _opened(members[0], not all(map(products.synthesized, members)), progress),
+        make=make,
+    )
+
+
+def lacks_source(unit: Unit, products: Products) -> bool:
+    """Tell whether something of a unit is missing that the source makes."""
+    return (
+        not products.synthesized(unit)
         or not all(path.exists() for path in _from_f(unit, products))
-        or unmeasured_criteria(unit, products, by_target=False)
-    ]
-    countdown = Countdown("Candidates and answers of the source", len(waiting), progress)
-    for _, group in itertools.groupby(waiting, key=_models_of):
-        members = list(group)
-        writes = any(unit.label in unfinished for unit in members)
-        with _opened(members[0], writes, progress) as (source, models):
-            for unit in members:
-                countdown.begin(unit.label)
-                if models is not None and unit.label in unfinished:
-                    elsewhere = products.spent_elsewhere(unit, units)
-                    _write_candidates(unit, products, models, elsewhere, progress)
-                for side, model in ((True, "F"), (False, "B")):
-                    answer_questions(source.engine, unit, products.outcomes(unit, model), fine_tuned=side)
-                for arm in unit.arms:
-                    if arm.prompts is not None:
-                        _answer_prompts(unit, arm, products.answered(unit, arm), source)
-                _measure(unit, products, source=source)
+        or bool(unmeasured_criteria(unit, products, by_target=False))
+    )
 
 
 def _from_f(unit: Unit, products: Products) -> list[Path]:
@@ -136,13 +194,15 @@ def _from_f(unit: Unit, products: Products) -> list[Path]:
     return [products.outcomes(unit, "F"), products.outcomes(unit, "B"), *answered]
 
 
-def _measure(unit: Unit, products: Products, *, source: Source | None = None, target: Engine | None = None) -> None:
+def _measure(
+    unit: Unit, run: RunDirectory, products: Products, *, source: Source | None = None, target: Engine | None = None
+) -> None:
     """Measure on a unit's candidates what its arms' criteria need of the model that is open."""
     tools = instruments(
         unit.loaded, unit.inputs.seeds, source=partial(_opened_one, source), target=partial(_opened_one, target)
     )
     for criterion in unmeasured_criteria(unit, products, by_target=target is not None):
-        with products.synthesis(unit) as run, Ledger(run.ledger) as ledger:
+        with Ledger(run.ledger) as ledger:
             measure_stored(ledger, criterion, tools)
 
 
@@ -173,7 +233,7 @@ def _opened(unit: Unit, writes: bool, progress: Progress) -> Iterator[tuple[Sour
 
 
 def _write_candidates(
-    unit: Unit, products: Products, models: SynthesisModels, elsewhere: Usage, progress: Progress
+    unit: Unit, run: RunDirectory, models: SynthesisModels, elsewhere: Usage, progress: Progress
 ) -> None:
     if isinstance(models.generator, HostedGenerator):
         models.generator.model.elsewhere = elsewhere
@@ -183,7 +243,7 @@ def _write_candidates(
         generator=replace(models.generator, run_seed=seed),
         instruments=replace(models.instruments, run_seed=seed),
     )
-    with products.synthesis(unit) as run, open_ledger(unit.loaded, run, unit.inputs.digests) as ledger:
+    with open_ledger(unit.loaded, run, unit.inputs.digests) as ledger:
         synthesize(unit.loaded, unit.inputs, own, ledger, progress)
 
 
@@ -204,21 +264,29 @@ def _answer_prompts(unit: Unit, arm: Arm, path: Path, source: Source) -> None:
 # --- 2) and 4) the target before and after ---
 
 
-def use_target(units: Sequence[Unit], products: Products, progress: Progress) -> None:
-    """Make what the untrained target makes: its answers, and the measures of criteria that read it."""
-    waiting = [
-        unit
-        for unit in units
-        if not products.outcomes(unit, "T").exists() or unmeasured_criteria(unit, products, by_target=True)
-    ]
-    countdown = Countdown("Answers of the target before", len(waiting), progress)
-    for _, group in itertools.groupby(waiting, key=_target_of):
-        members = list(group)
-        with closing(open_plain(members[0].loaded, members[0].loaded.config.target.model)) as engine:
-            for unit in members:
-                countdown.begin(unit.label)
-                answer_questions(engine, unit, products.outcomes(unit, "T"), fine_tuned=False)
-                _measure(unit, products, target=engine)
+def use_target(units: Sequence[Unit], products: Products, progress: Progress) -> list[Path]:
+    """Make what the untrained target makes: its answers, and the measures of criteria that read it; see `serve`."""
+
+    def make(unit: Unit, run: RunDirectory, target: Engine) -> None:
+        with products.shared():
+            answer_questions(target, unit, products.outcomes(unit, "T"), fine_tuned=False)
+        _measure(unit, run, products, target=target)
+
+    return serve(
+        "Answers of the target before",
+        units,
+        products,
+        progress,
+        lacks=lacks_target,
+        key=_target_of,
+        opened=lambda members: closing(open_plain(members[0].loaded, members[0].loaded.config.target.model)),
+        make=make,
+    )
+
+
+def lacks_target(unit: Unit, products: Products) -> bool:
+    """Tell whether something of a unit is missing that the untrained target makes."""
+    return not products.outcomes(unit, "T").exists() or bool(unmeasured_criteria(unit, products, by_target=True))
 
 
 def _target_of(unit: Unit) -> str:
@@ -226,25 +294,44 @@ def _target_of(unit: Unit) -> str:
     return _seedless(unit).model_dump_json(include={"target", "engine", "run"})
 
 
-def train_arms(trials: Sequence[Trial], products: Products, progress: Progress) -> None:
-    """Train a target for each dataset that has none yet, and let it answer its cells' questions."""
+def train_arms(trials: Sequence[Trial], products: Products, progress: Progress) -> list[Path]:
+    """Train a target for each dataset that has none yet, and let it answer its cells' questions.
+
+    Returns the folders that other processes hold, which are left to them.
+    """
     waiting: dict[str, list[Trial]] = {}
     for trial in trials:
-        if trial.training is not None and not products.outcomes(trial.unit, "T", trial.training).exists():
+        if trial.training is not None and lacks_answers(trial, products):
             waiting.setdefault(trial.training, []).append(trial)
-    countdown = Countdown("Training", len(waiting), progress)
+    countdown, held = Countdown("Training", len(waiting), progress), []
     for training, members in waiting.items():
-        first = members[0]
-        countdown.begin(", ".join(f"{trial.unit.label}, arm {trial.arm}" for trial in members))
-        with products.training_directory(training) as directory:
-            directory.keep()
-            if not directory.training.exists():
-                write_atomically(directory.dataset, jsonl([asdict(pair) for pair in first.pairs]))
-                distill_run(first.unit.loaded, directory, progress)
-            shutil.rmtree(directory.checkpoints, ignore_errors=True)
-            with closing(open_trained(first.unit.loaded, directory.adapter)) as engine:
-                for trial in members:
-                    answer_questions(engine, trial.unit, products.outcomes(trial.unit, "T", training), fine_tuned=True)
+        try:
+            with products.training_directory(training) as directory:
+                if any(lacks_answers(trial, products) for trial in members):  # no other process has made them since
+                    countdown.begin(", ".join(f"{trial.unit.label}, arm {trial.arm}" for trial in members))
+                    train_and_ask(members, directory, products, progress)
+        except InUse as error:
+            held.append(error.path)
+    return held
+
+
+def lacks_answers(trial: Trial, products: Products) -> bool:
+    """Tell whether the target that a trial trains has not answered its unit's questions."""
+    return not products.outcomes(trial.unit, "T", trial.training).exists()
+
+
+def train_and_ask(trials: Sequence[Trial], directory: RunDirectory, products: Products, progress: Progress) -> None:
+    """Train on the pairs that all of `trials` chose, and let the target answer their units' questions."""
+    first = trials[0]
+    directory.keep()
+    if not directory.training.exists():
+        write_atomically(directory.dataset, jsonl([asdict(pair) for pair in first.pairs]))
+        distill_run(first.unit.loaded, directory, progress)
+    shutil.rmtree(directory.checkpoints, ignore_errors=True)
+    with closing(open_trained(first.unit.loaded, directory.adapter)) as engine:
+        for trial in trials:
+            path = products.outcomes(trial.unit, "T", trial.training)
+            answer_questions(engine, trial.unit, path, fine_tuned=True)
 
 
 def answer_questions(engine: Engine, unit: Unit, path: Path, *, fine_tuned: bool) -> None:
