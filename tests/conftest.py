@@ -157,6 +157,7 @@ def write_project(folder: Path, tiny: Tiny, **sections: object) -> Path:
         "seeds": "seeds.jsonl",
         "prompt_template": "Request: {text}\nIntent:",
         "synthesis": {
+            "preset": "paper",
             "target_size": 12,
             "per_call": 5,
             "calls_per_round": 2,

@@ -77,7 +77,7 @@ def leaves() -> Iterator[str]:
 # --- what loads ---
 
 
-def test_the_smallest_complete_file_loads_with_the_papers_defaults(tmp_path: Path) -> None:
+def test_the_smallest_complete_file_loads_with_every_default(tmp_path: Path) -> None:
     config = load(tmp_path).config
     assert config.model_dump(mode="json") == {
         "source": {
@@ -92,9 +92,9 @@ def test_the_smallest_complete_file_loads_with_the_papers_defaults(tmp_path: Pat
         "seeds": str(tmp_path / "seeds.jsonl"),
         "prompt_template": "Request: {text}\nIntent:",
         "synthesis": {
-            "preset": "paper", "target_size": 250, "demos": 5, "per_call": 20, "pool_sampling": "uniform",
-            "seed_share": None, "back_generation": 0.0, "probes": 0, "calls_per_round": 4, "decoding": "faithful",
-            "max_new_tokens": 16, "stop": ["\n"], "complete_scores": False, "oversample": 1.0, "select": "first",
+            "preset": "tuneshift", "target_size": 250, "demos": 5, "per_call": 5, "pool_sampling": "balanced",
+            "seed_share": 0.5, "back_generation": 1.0, "probes": 256, "calls_per_round": 16, "decoding": "faithful",
+            "max_new_tokens": 16, "stop": ["\n"], "complete_scores": False, "oversample": 2.0, "select": "balanced",
             "max_candidates": 10_000, "max_rounds": 500, "patience": 3,
         },
         "criterion": {
@@ -129,7 +129,7 @@ def test_only_source_target_and_seeds_are_required(tmp_path: Path) -> None:
     text = "source: {base: a, adapter: b}\ntarget: {model: c}\nseeds: s.jsonl\n"
     config = load_config(write(tmp_path, text)).config
     assert (config.criterion.name, config.criterion.tau) == ("ppl_diff", 1.5)
-    assert (config.synthesis.target_size, config.synthesis.demos, config.synthesis.per_call) == (250, 5, 20)
+    assert (config.synthesis.target_size, config.synthesis.demos, config.synthesis.per_call) == (250, 5, 5)
     assert config.evaluation is None
     assert config.generator.model == "target"
 
@@ -680,8 +680,8 @@ CHANGES = {
     "prompt_template": "'Q: {text}'",
     "synthesis.target_size": "251", "synthesis.demos": "4", "synthesis.per_call": "10",
     "synthesis.calls_per_round": "3", "synthesis.decoding": "greedy", "synthesis.max_new_tokens": "17",
-    "synthesis.complete_scores": "true", "synthesis.preset": "tuneshift", "synthesis.pool_sampling": "balanced",
-    "synthesis.seed_share": "0.5", "synthesis.back_generation": "0.5", "synthesis.oversample": "2",
+    "synthesis.complete_scores": "true", "synthesis.preset": "paper", "synthesis.pool_sampling": "uniform",
+    "synthesis.seed_share": "0.4", "synthesis.back_generation": "0.5", "synthesis.oversample": "3",
     "synthesis.select": "random", "synthesis.probes": "64",
     "synthesis.stop": "['###']", "synthesis.max_candidates": "100", "synthesis.max_rounds": "100",
     "synthesis.patience": "2", "criterion.name": "ratio", "criterion.tau": "1.6", "criterion.tau_f": "1.3",
@@ -733,24 +733,42 @@ def test_a_changed_setting_changes_the_fingerprint(tmp_path: Path, key: str) -> 
 
 
 def test_a_preset_and_the_settings_that_it_stands_for_have_one_fingerprint(tmp_path: Path) -> None:
-    spelt_out = [f"synthesis.{key}={value}" for key, value in PRESETS["tuneshift"].items()]
-    assert load(tmp_path, *spelt_out).fingerprint == load(tmp_path, "synthesis.preset=tuneshift").fingerprint
+    spelt_out = [f"synthesis.{key}={'null' if value is None else value}" for key, value in PRESETS["paper"].items()]
+    assert load(tmp_path, *spelt_out).fingerprint == load(tmp_path, "synthesis.preset=paper").fingerprint
+
+
+def test_what_depends_on_a_setting_follows_it_where_it_is_not_written(tmp_path: Path) -> None:
+    section = load(tmp_path, "synthesis.back_generation=0").config.synthesis
+    assert (section.probes, section.per_call, section.calls_per_round, section.oversample) == (0, 20, 4, 2)
+    section = load(tmp_path, "synthesis.back_generation=0", "synthesis.per_call=7").config.synthesis
+    assert (section.probes, section.per_call, section.calls_per_round) == (0, 7, 4)
+    section = load(tmp_path, "synthesis.select=first").config.synthesis
+    assert (section.probes, section.per_call, section.oversample) == (256, 5, 1)
 
 
 HOSTED = ("generator.kind=chat", "generator.api={model: other}")
 
 
 @pytest.mark.parametrize(
-    "said", [[], ["back_generation=1"], ["back_generation=0.5"], ["back_generation=0", "probes=0"], ["preset=paper"]]
+    ("said", "share", "probes"),
+    [
+        ([], 0, 0),
+        (["preset=tuneshift"], 0, 0),
+        (["preset=tuneshift", "back_generation=0.5"], 0.5, 256),
+        (["back_generation=1", "probes=0"], 1, 0),
+        (["preset=paper"], 0, 0),
+    ],
 )
-def test_a_preset_alone_never_sends_responses_to_a_hosted_generator(tmp_path: Path, said: list[str]) -> None:
-    settings = ["synthesis.preset=tuneshift", *(f"synthesis.{one}" for one in said)]
-    if said:
-        assert load(tmp_path, *HOSTED, *settings).config.generator.api is not None
-    else:
-        with pytest.raises(ConfigError, match=r"may be sent, write synthesis.back_generation: 1; .* prompts only"):
-            load(tmp_path, *HOSTED, *settings)
-        assert load(tmp_path, *settings).config.synthesis.back_generation == 1  # a local one may see them
+def test_a_hosted_generator_is_shown_responses_only_where_that_is_written(
+    tmp_path: Path, said: list[str], share: float, probes: int
+) -> None:
+    section = load(tmp_path, *HOSTED, *(f"synthesis.{one}" for one in said)).config.synthesis
+    assert (section.back_generation, section.probes) == (share, probes)
+
+
+def test_probes_for_a_hosted_generator_that_is_shown_no_responses_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"synthesis\.probes is 8, but without synthesis\.back_generation no call"):
+        load(tmp_path, *HOSTED, "synthesis.probes=8")
 
 
 def test_every_setting_is_in_one_of_the_lists_above() -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
@@ -18,9 +18,11 @@ from transformers import PreTrainedTokenizerFast
 from tuneshift.coverage import collapse, coverage, densities, families, probed_kinds, skeleton, skeleton_of, spread
 from tuneshift.datafiles import Seed
 from tuneshift.dataset import choose, kept_rows
+from tuneshift.engines.base import Decoding
+from tuneshift.engines.source import Answers
 from tuneshift.prompts.generators import chat_request, chat_texts, few_shot_prompt
 from tuneshift.prompts.pool import Plan, PoolItem, Steering, make_pool, plan_calls
-from tuneshift.prompts.probing import probe_words
+from tuneshift.prompts.probing import FIRST, ask_words, probe_words
 from tuneshift.report.coverage import coverage_sentences
 from tuneshift.run.records import Candidate, GeneratorCall, Probe, Response, Strategy
 
@@ -386,6 +388,34 @@ def test_probes_are_lower_case_words_of_the_vocabulary(marks: tuple[Any, Any]) -
 
 def test_where_a_vocabulary_marks_no_words_any_token_of_letters_may_be_one() -> None:
     assert "weather" in probe_words(vocabulary(pre_tokenizers.Whitespace(), decoders.Fuse()), 100, seed=0)
+
+
+class Asked:
+    """In place of a source: says what it is told to, and counts."""
+
+    def __init__(self, say: Callable[[int], str]) -> None:
+        self.say, self.asked = say, 0
+
+    def answer(self, prompts: dict[str, str], **_: Any) -> dict[str, Answers]:
+        start, self.asked = self.asked, self.asked + len(prompts)
+        said = (
+            Response(self.say(start + n), (1,), (-0.1,), None, "stop", reencoded=False) for n in range(len(prompts))
+        )
+        return {name: Answers(y_f, None) for name, y_f in zip(prompts, said, strict=True)}
+
+
+@pytest.mark.parametrize(
+    ("say", "asked"), [(lambda n: f" Kind{n % 50}", 256), (lambda n: f" Other{n}", FIRST), (lambda n: " Kind", 256)]
+)
+def test_no_more_words_are_asked_where_f_says_nothing_twice(say: Callable[[int], str], asked: int) -> None:
+    source, words = Asked(say), [f"word{number}" for number in range(256)]
+    probes = ask_words(cast("Any", source), words, template=None, decoding=Decoding(), run_seed=0)
+    assert (source.asked, [probe.word for probe in probes]) == (asked, words[:asked])
+
+
+def test_few_words_are_asked_at_once() -> None:
+    source = Asked(lambda n: " Kind")
+    assert len(ask_words(cast("Any", source), ["one", "two"], template=None, decoding=Decoding(), run_seed=0)) == 2
 
 
 def test_what_f_says_to_one_probe_alone_is_no_kind() -> None:

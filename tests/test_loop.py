@@ -104,6 +104,16 @@ def test_a_target_that_was_reached_is_named_before_any_limit() -> None:
     assert stop_reason(everything, rounds=5, limits=LIMITS) == "target_size reached"
 
 
+@pytest.mark.parametrize(("alone", "stops"), [(1.0, True), (0.95, True), (0.8, False)])
+def test_where_hardly_two_responses_are_alike_no_more_are_kept_than_are_learnt(alone: float, stops: bool) -> None:
+    limits = replace(LIMITS, target_size=80, max_candidates=100, unbalanced=40)
+    texts = ["same" if number >= 40 * alone else f"other{number}" for number in range(40)]
+    kept = [replace(candidate(kept=True), y_f=replace(ANSWER, text=text)) for text in texts]
+    reason = stop_reason(kept, rounds=1, limits=limits)
+    assert (reason is not None and reason.startswith("target_size reached; hardly two")) == stops
+    assert stop_reason(kept[:39], rounds=1, limits=limits) is None
+
+
 # How large the next round is
 
 

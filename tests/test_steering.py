@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,14 @@ def project(folder: Path, tiny: Tiny) -> Path:
     seeds = [json.loads(line) for line in (folder / "seeds.jsonl").read_text().splitlines()]
     write_jsonl(folder / "seeds.jsonl", [{**seed, "response": " X"} for seed in seeds])
     return config
+
+
+@pytest.fixture(scope="module", autouse=True)
+def kinds() -> Iterator[None]:
+    """Count what random models say as kinds, though they hardly say anything twice."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tuneshift.coverage.MOST_ALONE", 1.0)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +73,19 @@ def test_more_are_kept_than_are_learnt_and_the_choice_is_balanced(steered: Path)
     assert [row["id"] for row in rows] == [name for name in kept if name in {row["id"] for row in rows}]
     before, after = Counter(kept.values()), Counter(kept[row["id"]] for row in rows)
     assert max(after.values()) <= max(before.values())
+
+
+def test_where_nothing_is_said_twice_no_more_are_kept_than_are_learnt(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tuneshift.coverage.MOST_ALONE", 0.3)
+    config = project(tmp_path, tiny)
+    run_cli("transfer", str(config), "--run-dir", str(tmp_path / "run"), "--set", "evaluation=null")
+    with Ledger(tmp_path / "run/ledger.sqlite") as ledger:
+        reason = ledger.meta("stop_reason")
+        assert 10 <= sum(candidate.kept for candidate in ledger.candidates()) < 15
+    assert reason is not None
+    assert reason.startswith("target_size reached; hardly two responses are alike")
 
 
 def test_every_kept_pair_tells_its_strategy_and_its_parents(steered: Path) -> None:

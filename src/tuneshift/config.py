@@ -59,6 +59,15 @@ class Config(Section):
     engine: EngineSection = Field(default_factory=EngineSection, description="What runs the models.")
     run: RunSection = Field(default_factory=RunSection, description="Where and how the run happens.")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _a_hosted_generator_sees_responses_only_where_that_is_written(cls, value: Any) -> Any:
+        """Ask a generator behind an API for prompts alone, unless `back_generation` is written."""
+        generator, synthesis = (value.get(name, {}) for name in ("generator", "synthesis"))
+        if isinstance(generator, dict) and generator.get("api") and isinstance(synthesis, dict):
+            return {**value, "synthesis": {"back_generation": 0.0} | synthesis}
+        return value
+
     @model_validator(mode="after")
     def _one_fine_tuning(self) -> Config:
         given = (self.source.adapter is not None) + (self.source.model is not None)
@@ -81,18 +90,6 @@ class Config(Section):
             raise ValueError(
                 f"criterion {name} compares F with B token by token, and source.substitute_base has other tokens: "
                 "leave one of them out"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _a_hosted_generator_sees_responses_only_where_that_is_said(self) -> Config:
-        synthesis = self.synthesis
-        if self.generator.api and synthesis.back_generation and "back_generation" not in synthesis.model_fields_set:
-            raise ValueError(
-                f"synthesis.preset: {synthesis.preset} shows the generator what kinds of responses F gives, and "
-                "generator.api sends that to a server. Where it may be sent, write synthesis.back_generation: "
-                f"{synthesis.back_generation:g}; where it may not, back_generation: 0 and probes: 0, and the server "
-                "sees prompts only"
             )
         return self
 

@@ -26,6 +26,7 @@ TOKEN = re.compile(r"\w+|[^\w\s]")
 MASK = "_"
 SHOWN = 8  # clusters in a report; a guess
 FEWEST = 30  # pairs before a collapse is told; a guess
+MOST_ALONE = 0.9  # of the pairs in clusters of one, where clusters are still worth balancing; a guess
 MOST_IN_TWO = 0.7  # of the pairs in the two largest clusters; a guess
 MOST_OF_ONE_SEED = 0.5  # of the pairs' descent; a guess
 BLOCK = 512  # rows of the similarity matrix at a time; a guess that keeps 10,000 skeletons below 100 MB
@@ -201,6 +202,12 @@ def spread(clusters: Iterable[str]) -> Spread | None:
     )
 
 
+def in_kinds(candidates: Sequence[Candidate]) -> bool:
+    """Tell whether the responses of answered candidates fall into kinds at all; those of long texts do not."""
+    found = spread(map(skeleton_of, candidates))
+    return found is not None and found.unseen <= MOST_ALONE
+
+
 def descents(kept: Sequence[Candidate], calls: Mapping[str, GeneratorCall]) -> dict[str, Counter[str]]:
     """Return for each kept candidate, by id, the share of it that comes down to each seed; the shares sum to 1.
 
@@ -298,11 +305,11 @@ def collapse(found: Mapping[str, Any]) -> list[str]:
     whole, pairs, warnings = found["spread"], f"{found['of']} pairs", []
     if whole["pairs"] < FEWEST:
         return []
-    advice = (
-        "give prompts of other kinds."
-        if set(found["strategies"]) == {"listed"}
-        else "add seeds of other kinds; synthesis.preset: tuneshift steers against it."
-    )
+    asked = {
+        frozenset({"listed"}): "give prompts of other kinds.",
+        frozenset({"forward"}): "add seeds of other kinds; synthesis.back_generation asks for the rare ones.",
+    }
+    advice = asked.get(frozenset(found["strategies"]), "add seeds of other kinds, or use another generator.")
     held = sum(count for _, count in found["largest_clusters"][:2]) / whole["pairs"]
     if whole["clusters"] == 1:
         warnings.append(f"all {pairs} have one kind of response: {advice}")

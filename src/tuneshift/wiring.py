@@ -256,7 +256,8 @@ def limits_of(loaded: LoadedConfig, inputs: Inputs) -> Limits:
     section = loaded.config.synthesis
     supply = len(inputs.prompts) if loaded.config.generator.kind == "file" else None
     wanted = math.ceil(section.oversample * section.target_size)
-    return Limits(wanted, section.max_candidates, section.max_rounds, section.patience, supply)
+    unbalanced = section.target_size if section.select == "balanced" else None
+    return Limits(wanted, section.max_candidates, section.max_rounds, section.patience, supply, unbalanced)
 
 
 def steering_of(loaded: LoadedConfig) -> Steering:

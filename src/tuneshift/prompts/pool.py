@@ -45,7 +45,7 @@ class PoolItem:
 
 @dataclass(frozen=True)
 class Steering:
-    """How examples are drawn; see the `synthesis` section of the configuration. The defaults are the paper's."""
+    """How examples are drawn; see the `synthesis` section of the configuration. The defaults here are the paper's."""
 
     pool_sampling: Literal["uniform", "balanced"] = "uniform"
     seed_share: float | None = None

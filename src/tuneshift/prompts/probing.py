@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from tuneshift.coverage import probed_kinds
 from tuneshift.engines.base import Decoding, derive_seed
 from tuneshift.engines.source import Source
 from tuneshift.prompts.parsing import fill_template
@@ -18,6 +19,8 @@ from tuneshift.run.records import Probe
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+FIRST = 64
+"""Words that show whether F's answers are closed ones; a guess."""
 WORD_STARTS = ("Ġ", "▁")
 """What byte-level BPE and SentencePiece write before a token that begins a word."""
 
@@ -37,7 +40,15 @@ def probe_words(tokenizer: PreTrainedTokenizerBase, count: int, *, seed: int) ->
 def ask_words(
     source: Source, words: Sequence[str], *, template: str | None, decoding: Decoding, run_seed: int
 ) -> list[Probe]:
-    """Let F answer each of `words` alone in the template."""
-    prompts = {f"probe {word}": fill_template(word, template) for word in words}
-    answers = source.answer(prompts, decoding=decoding, run_seed=run_seed, worth=lambda y_f: False)
-    return [Probe(word, answers[f"probe {word}"].y_f.text.strip()) for word in words]
+    """Let F answer each of `words` alone in the template; only the `FIRST`, where it says nothing to two of these.
+
+    Then its answers are no closed ones, and further words would show no kind either.
+    """
+    probes: list[Probe] = []
+    for some in filter(None, (words[:FIRST], words[FIRST:])):
+        prompts = {f"probe {word}": fill_template(word, template) for word in some}
+        answers = source.answer(prompts, decoding=decoding, run_seed=run_seed, worth=lambda y_f: False)
+        probes += [Probe(word, answers[f"probe {word}"].y_f.text.strip()) for word in some]
+        if not probed_kinds(probes):
+            break
+    return probes

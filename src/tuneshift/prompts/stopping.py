@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from tuneshift.coverage import in_kinds
 from tuneshift.run.records import Candidate
 
 
@@ -15,6 +16,7 @@ class Limits:
     """The loop's limits; see the `synthesis` section of the configuration.
 
     `target_size` is how many pairs are to be kept: those that are to be learnt, and what `oversample` adds to them.
+    `unbalanced` is how many are enough where responses fall into no kinds that could be balanced.
     `max_candidates` counts those that F answered: what is dropped before, such as a duplicate, costs next to nothing.
     `supply` is how many prompts the generator has, `None` where it writes as many as are asked for.
     """
@@ -24,6 +26,7 @@ class Limits:
     max_rounds: int
     patience: int
     supply: int | None = None
+    unbalanced: int | None = None
 
 
 def answered(candidates: Sequence[Candidate]) -> int:
@@ -33,8 +36,11 @@ def answered(candidates: Sequence[Candidate]) -> int:
 
 def stop_reason(candidates: Sequence[Candidate], *, rounds: int, limits: Limits) -> str | None:
     """Return why the loop ends, or `None` when it goes on."""
-    if sum(candidate.kept for candidate in candidates) >= limits.target_size:
+    kept = [candidate for candidate in candidates if candidate.kept]
+    if len(kept) >= limits.target_size:
         return "target_size reached"
+    if limits.unbalanced is not None and len(kept) >= limits.unbalanced and not in_kinds(kept):
+        return "target_size reached; hardly two responses are alike, so more would give nothing to balance"
     if answered(candidates) >= limits.max_candidates:
         return "max_candidates reached"
     if limits.supply is not None and len(candidates) >= limits.supply:

@@ -9,20 +9,23 @@ from pydantic import Field, ModelWrapValidatorHandler, model_validator
 from tuneshift.criteria import RULES
 from tuneshift.sections.base import Section
 
+LONG_LISTS = {"per_call": 20, "calls_per_round": 4}
 PRESETS: dict[str, dict[str, Any]] = {
-    "paper": {},
-    "tuneshift": {
-        "pool_sampling": "balanced",
-        "seed_share": 0.5,
-        "back_generation": 1.0,
-        "probes": 256,
-        "per_call": 5,
-        "calls_per_round": 16,
-        "oversample": 2.0,
-        "select": "balanced",
+    "tuneshift": {},
+    "paper": {
+        **LONG_LISTS,
+        "pool_sampling": "uniform",
+        "seed_share": None,
+        "back_generation": 0.0,
+        "probes": 0,
+        "oversample": 1.0,
+        "select": "first",
     },
 }
-"""What a preset sets where nothing is said: guesses, measured together in studies/results/snips_coverage.json."""
+"""What a preset sets in place of the defaults where nothing is said.
+
+The defaults that are not the paper's are guesses, measured together in studies/results/snips_coverage.json.
+"""
 
 
 def name_alone(value: Any) -> Any:
@@ -33,43 +36,50 @@ def name_alone(value: Any) -> Any:
 class SynthesisSection(Section):
     """The loop that writes prompts, lets F and B answer, and keeps."""
 
-    preset: Literal["paper", "tuneshift"] = Field(
-        "paper",
+    preset: Literal["tuneshift", "paper"] = Field(
+        "tuneshift",
         description="What `per_call`, `calls_per_round`, `pool_sampling`, `seed_share`, `back_generation`, `probes`, "
-        "`oversample` and `select` are where they are not given: `paper` is the paper's loop, with the defaults below; "
-        "`tuneshift` steers it to all that F knows, see docs/coverage.md.",
+        "`oversample` and `select` are where they are not given: `tuneshift` steers the loop to all that F knows, with "
+        "the defaults below; `paper` is the paper's loop, see docs/coverage.md.",
     )
     target_size: int = Field(250, ge=1, description="Wanted kept pairs (paper, section H.1).")
     demos: int = Field(5, ge=1, description="Examples shown to the generator in a call (paper, section 3.4).")
-    per_call: int = Field(20, ge=1, description="New prompts asked of a call (paper, section 3.4).")
+    per_call: int = Field(
+        5, ge=1, description="New prompts asked of a call; 20 where `back_generation` is 0 (paper, section 3.4)."
+    )
     pool_sampling: Literal["uniform", "balanced"] = Field(
-        "uniform",
-        description="How examples are drawn from the pool: all alike (paper, section 3.4), or kept prompts the rarer, "
-        "the more kept responses are like theirs.",
+        "balanced",
+        description="How examples are drawn from the pool: all alike (`uniform`; paper, section 3.4), or kept prompts "
+        "the rarer, the more kept responses are like theirs.",
     )
     seed_share: float | None = Field(
-        None,
+        0.5,
         gt=0,
         lt=1,
         description="Weight of all seeds together when an example is drawn; null: a seed counts as a kept prompt does. "
         "No example is shown twice in a call, so with five seeds and five examples 0.5 shows about 2.2 seeds.",
     )
     back_generation: float = Field(
-        0.0,
+        1.0,
         ge=0,
         le=1,
         description="Share of calls that ask for prompts to a response: examples are shown with the skeletons of F's "
-        "responses, of which the last is wanted. F answers anew, and its answer is what is kept. A hosted generator "
-        "then sees such skeletons, those of the seeds' responses included.",
+        "responses, of which the last is wanted. F answers anew, and its answer is what is kept. With `generator.api` "
+        "it is 0 unless written, since a hosted generator then sees such skeletons, those of the seeds' responses "
+        "included.",
     )
     probes: int = Field(
-        0,
+        256,
         ge=0,
         description="Single words of the vocabulary that F is asked before the first round. What it says to more than "
-        "one is a kind of response, and backward calls ask for prompts to it before any kept pair shows it. A hosted "
-        "generator sees these responses.",
+        "one is a kind of response, and backward calls ask for prompts to it before any kept pair shows it. Where it "
+        "says nothing to two of the first 64, no more are asked. 0 where `back_generation` is 0.",
     )
-    calls_per_round: int = Field(4, ge=1, description="Generator calls of a round; the pool grows between rounds.")
+    calls_per_round: int = Field(
+        16,
+        ge=1,
+        description="Generator calls of a round; the pool grows between rounds. 4 where `back_generation` is 0.",
+    )
     decoding: Literal["faithful", "greedy"] = Field(
         "faithful",
         description="How F and B answer: `faithful` samples at temperature 1 and top-p 1, as the paper's y ~ p; "
@@ -83,10 +93,14 @@ class SynthesisSection(Section):
         "decide those too.",
     )
     oversample: float = Field(
-        1.0, ge=1, description="Keep this many times `target_size` before pairs are chosen; costs as much more."
+        2.0,
+        ge=1,
+        description="Keep this many times `target_size` before pairs are chosen; costs as much more. With `select: "
+        "balanced` once is enough where hardly two responses are alike, as between long texts. 1 where `select` is "
+        "`first`.",
     )
     select: Literal["first", "random", "balanced"] = Field(
-        "first",
+        "balanced",
         description="Which `target_size` of the kept pairs are learnt: the `first`, drawn by a hash of their ids "
         "(`random`), or those that are left when pairs are taken out where most responses are alike (`balanced`).",
     )
@@ -111,13 +125,16 @@ class SynthesisSection(Section):
     @model_validator(mode="wrap")
     @classmethod
     def _from_preset(cls, value: Any, check: ModelWrapValidatorHandler[Self]) -> Self:
-        """Lay what is written over the preset; `model_fields_set` stays what is written."""
-        name = value.get("preset") if isinstance(value, dict) else None
-        if not isinstance(name, str) or name not in PRESETS:
+        """Lay what is written over the preset, and have what depends on it follow where it is not written."""
+        if not isinstance(value, dict):
             return check(value)
-        section = check(PRESETS[name] | value)
-        section.__pydantic_fields_set__.intersection_update(value)
-        return section
+        name = value.get("preset")
+        settings = (PRESETS[name] if isinstance(name, str) and name in PRESETS else {}) | value
+        if settings.get("back_generation") == 0:  # no call asks for a kind of response
+            settings = {"probes": 0, **LONG_LISTS} | settings
+        if settings.get("select") == "first":
+            settings = {"oversample": 1.0} | settings
+        return check(settings)
 
 
 class CriterionSection(Section):
