@@ -49,7 +49,7 @@ def main() -> None:
         results.append(
             {
                 "seed": seed,
-                "words": len(words),
+                "words": len(probes),
                 "kinds_said_more_than_once": {kind: counts[kind] for kind in twice},
                 "intents_named_by_them": len(intents & {name_of(kind) for kind in twice}),
                 "invented_among_them": sum(name_of(kind) not in intents for kind in twice),

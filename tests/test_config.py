@@ -740,7 +740,7 @@ def test_a_preset_and_the_settings_that_it_stands_for_have_one_fingerprint(tmp_p
 def test_what_depends_on_a_setting_follows_it_where_it_is_not_written(tmp_path: Path) -> None:
     section = load(tmp_path, "synthesis.back_generation=0").config.synthesis
     assert (section.probes, section.per_call, section.calls_per_round, section.oversample) == (0, 20, 4, 2)
-    section = load(tmp_path, "synthesis.back_generation=0", "synthesis.per_call=7").config.synthesis
+    section = load(tmp_path, "synthesis.back_generation='0'", "synthesis.per_call=7").config.synthesis
     assert (section.probes, section.per_call, section.calls_per_round) == (0, 7, 4)
     section = load(tmp_path, "synthesis.select=first").config.synthesis
     assert (section.probes, section.per_call, section.oversample) == (256, 5, 1)

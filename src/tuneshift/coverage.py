@@ -153,7 +153,7 @@ def probed_kinds(probes: Iterable[Probe]) -> list[str]:
 
     What it said to one alone it may have invented for it.
     """
-    counts = Counter(skeleton(probe.word, probe.response) for probe in probes)
+    counts = Counter(skeleton(probe.word, probe.response) for probe in probes if probe.response)
     return [kind for kind, count in counts.most_common() if count > 1]
 
 

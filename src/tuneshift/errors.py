@@ -69,10 +69,10 @@ class RunDirectoryError(UserError):
 
 
 class InUse(RunDirectoryError):
-    """Another process, the `holder`, writes into the run directory at `path`."""
+    """Another process writes into the run directory at `path`."""
 
-    def __init__(self, path: Path, holder: str) -> None:
-        super().__init__(f"{path}: in use by {holder}. Wait for it, stop it, or give another --run-dir.")
+    def __init__(self, message: str, path: Path = Path()) -> None:
+        super().__init__(message)
         self.path = path
 
 

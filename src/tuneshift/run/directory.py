@@ -51,31 +51,49 @@ class Lock:
         self._file: int | None = None
 
     def __enter__(self) -> Lock:
-        try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            file = os.open(self._folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        except OSError as error:
-            raise RunDirectoryError(
-                f"{self._folder}: no run directory can be made here ({error.strerror}). Give another --run-dir."
-            ) from error
+        while self._file is None:
+            try:
+                self._file = self._locked()
+            except OSError as error:
+                raise RunDirectoryError(
+                    f"{self._folder}: no run directory can be made and locked here ({error.strerror}). Give another "
+                    "--run-dir."
+                ) from error
+        return self
+
+    def _locked(self) -> int | None:
+        """Return the locked file; `None` where it was removed before it was locked, so that its lock keeps nobody."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        path = self._folder / ".lock"
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             fcntl.flock(file, self._how)
+            if _is_at(path, file):
+                os.ftruncate(file, 0)
+                os.pwrite(file, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+                return file
         except BlockingIOError as error:
             holder = os.read(file, 200).decode(errors="replace") or "another process"
             os.close(file)
-            raise InUse(self._folder, holder) from error
+            message = f"{self._folder}: in use by {holder}. Wait for it, stop it, or give another --run-dir."
+            raise InUse(message, self._folder) from error
         except BaseException:  # Ctrl-C, while it waits
             os.close(file)
             raise
-        os.ftruncate(file, 0)
-        os.pwrite(file, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
-        self._file = file
-        return self
+        os.close(file)
+        return None
 
     def __exit__(self, *_: object) -> None:
         if self._file is not None:
             os.close(self._file)
             self._file = None
+
+
+def _is_at(path: Path, file: int) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 class RunDirectory:
@@ -109,8 +127,10 @@ class RunDirectory:
         self._created: list[Path] = []
 
     def __enter__(self) -> RunDirectory:
-        self._created = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
+        missing = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
         self._lock.__enter__()
+        another_s = any(path.name != ".lock" for path in self.path.iterdir())  # it was made while this one waited
+        self._created = [] if another_s else missing
         return self
 
     def __exit__(

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -324,7 +325,7 @@ class Ledger:
         self._db.execute("PRAGMA busy_timeout = 5000")
         if self._read_only:
             return self._check_version()
-        self._db.execute("PRAGMA journal_mode = WAL")
+        self._switch_to_log()
         self._db.execute("PRAGMA synchronous = FULL")
         self._db.execute("PRAGMA foreign_keys = ON")
         if self._version() == (0, 0):
@@ -333,6 +334,17 @@ class Ledger:
         problems = self._db.execute("PRAGMA quick_check").fetchone()[0]
         if problems != "ok":
             raise sqlite3.DatabaseError(problems)
+
+    def _switch_to_log(self) -> None:
+        """Use a write-ahead log; of processes that switch a new file at once, SQLite lets none wait for the other."""
+        for pause in (*[0.05] * 100, None):
+            try:
+                self._db.execute("PRAGMA journal_mode = WAL")
+                return
+            except sqlite3.OperationalError:
+                if pause is None:
+                    raise
+                time.sleep(pause)
 
     def _check_version(self) -> None:
         application, version = self._version()

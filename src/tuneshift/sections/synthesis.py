@@ -33,6 +33,13 @@ def name_alone(value: Any) -> Any:
     return {"name": value} if isinstance(value, str) else value
 
 
+def _is_zero(value: Any) -> bool:
+    try:
+        return float(value) == 0  # a variable's value is text
+    except (TypeError, ValueError):
+        return False
+
+
 class SynthesisSection(Section):
     """The loop that writes prompts, lets F and B answer, and keeps."""
 
@@ -130,7 +137,7 @@ class SynthesisSection(Section):
             return check(value)
         name = value.get("preset")
         settings = (PRESETS[name] if isinstance(name, str) and name in PRESETS else {}) | value
-        if settings.get("back_generation") == 0:  # no call asks for a kind of response
+        if _is_zero(settings.get("back_generation")):  # no call asks for a kind of response
             settings = {"probes": 0, **LONG_LISTS} | settings
         if settings.get("select") == "first":
             settings = {"oversample": 1.0} | settings

@@ -53,12 +53,13 @@ class Products:
 
     def budget(self, unit: Unit) -> AbstractContextManager[object]:
         """Return what lets one process at a time pay a hosted generator, so that the limits hold for all units."""
-        hosted = unit.loaded.config.generator.api is not None
-        return Lock(self.root / "synthesis") if hosted else nullcontext()
+        pays = unit.loaded.config.generator.api is not None and not self.synthesized(unit)
+        return Lock(self.root / "synthesis") if pays else nullcontext()
 
-    def shared(self) -> Lock:
-        """Return what lets one process at a time make answers that several units share; the others wait for them."""
-        return Lock(self.root / "outcomes", wait=True)
+    def shared(self, paths: Sequence[Path]) -> AbstractContextManager[object]:
+        """Return what lets one process at a time make files of answers that several units share; the others wait."""
+        missing = not all(path.exists() for path in paths)
+        return Lock(self.root / "outcomes", wait=True) if missing else nullcontext()
 
     def spent_elsewhere(self, unit: Unit, units: Sequence[Unit]) -> Usage:
         """Return what the other units took of the hosted model that writes a unit's prompts, whatever its limits."""

@@ -11,9 +11,9 @@ import itertools
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, suppress
 from dataclasses import asdict, replace
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -47,6 +47,8 @@ from tuneshift.wiring import (
 )
 
 Model = TypeVar("Model")
+PAUSE = 1.0
+"""Seconds between two looks at what other processes hold; a guess."""
 
 
 class Countdown:
@@ -73,6 +75,8 @@ def run_study(study: Study, root: Path, *, progress: Progress = SILENT) -> dict[
     Raises:
         UserError: an input is wrong. ResumeRefused: candidates in the directory are another configuration's.
     """
+    if RunDirectory(root).ledger.exists():
+        raise RunDirectoryError(f"{root}: holds a run, and a study needs its own. Give another --run-dir.")
     with RunDirectory(root, wait=True) as directory:
         describe(study, directory)
     products = Products(root)
@@ -80,9 +84,8 @@ def run_study(study: Study, root: Path, *, progress: Progress = SILENT) -> dict[
         trials, held = make_missing(study.units, products, progress)
         if not held:
             break
-        progress.note(f"Waiting for {held[0]}: other processes make what is left")
-        with Lock(held[0], wait=True):
-            pass
+        progress.note(f"Waiting for other processes, which make what is left: {held[0]}, {len(held)} in all")
+        wait_for_any(held)
     # 5) One row for each cell, replicate and arm, and what they say together.
     with RunDirectory(root, wait=True):
         return write_results(study, products, trials, progress)
@@ -108,12 +111,19 @@ def describe(study: Study, directory: RunDirectory) -> None:
     Raises:
         RunDirectoryError: the directory holds something else.
     """
-    if directory.ledger.exists():
-        raise RunDirectoryError(f"{directory.path}: holds a run, and a study needs its own. Give another --run-dir.")
     if not directory.is_described():
         directory.check_unused()
     directory.keep()
     directory.describe(study.raw, study.folder)
+
+
+def wait_for_any(held: Sequence[Path]) -> None:
+    """Wait until one of the folders is locked no more."""
+    while True:
+        for path in held:
+            with suppress(InUse), Lock(path):
+                return
+        time.sleep(PAUSE)
 
 
 def serve(
@@ -129,20 +139,22 @@ def serve(
 ) -> list[Path]:
     """Let `make` give each unit `what` it lacks, with models that are opened once for units of the same `key`.
 
-    Returns the folders that other processes hold, which are left to them.
+    Returns the folders that other processes hold, which are left to them; for these no model is opened.
     """
     waiting = [unit for unit in units if lacks(unit, products)]
     countdown, held = Countdown(what, len(waiting), progress), []
     for _, group in itertools.groupby(waiting, key=key):
         members = list(group)
         with ExitStack() as stack:
-            models = cache(partial(stack.enter_context, opened(members)))
+            models: list[Model] = []
             for unit in members:
                 try:
-                    with products.synthesis(unit) as run:
-                        if lacks(unit, products):  # no other process has made it since
-                            countdown.begin(unit.label)
-                            make(unit, run, models())
+                    with products.budget(unit), products.synthesis(unit) as run:
+                        if not lacks(unit, products):
+                            continue  # another process has made it since
+                        countdown.begin(unit.label)
+                        models = models or [stack.enter_context(opened(members))]
+                        make(unit, run, models[0])
                 except InUse as error:
                     held.append(error.path)
     return held
@@ -157,9 +169,8 @@ def use_source(units: Sequence[Unit], products: Products, progress: Progress) ->
     def make(unit: Unit, run: RunDirectory, models: tuple[Source, SynthesisModels | None]) -> None:
         source, writing = models
         if writing is not None and not products.synthesized(unit):
-            with products.budget(unit):
-                _write_candidates(unit, run, writing, products.spent_elsewhere(unit, units), progress)
-        with products.shared():
+            _write_candidates(unit, run, writing, products.spent_elsewhere(unit, units), progress)
+        with products.shared(_from_f(unit, products)):
             for side, model in ((True, "F"), (False, "B")):
                 answer_questions(source.engine, unit, products.outcomes(unit, model), fine_tuned=side)
             for arm in unit.arms:
@@ -268,8 +279,9 @@ def use_target(units: Sequence[Unit], products: Products, progress: Progress) ->
     """Make what the untrained target makes: its answers, and the measures of criteria that read it; see `serve`."""
 
     def make(unit: Unit, run: RunDirectory, target: Engine) -> None:
-        with products.shared():
-            answer_questions(target, unit, products.outcomes(unit, "T"), fine_tuned=False)
+        path = products.outcomes(unit, "T")
+        with products.shared([path]):
+            answer_questions(target, unit, path, fine_tuned=False)
         _measure(unit, run, products, target=target)
 
     return serve(
