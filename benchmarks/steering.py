@@ -25,7 +25,7 @@ from tuneshift.prompts.pool import Steering, make_pool, plan_calls
 from tuneshift.run.ledger import Ledger
 from tuneshift.run.records import Candidate, GeneratorCall, Probe
 
-STEERING = Steering(pool_sampling="balanced", seed_share=0.5, back_generation=1.0)
+STEERING = Steering(seed_share=0.5, back_generation=1.0)
 CALLS, PER_CALL, DEMOS = 16, 5, 5  # of `preset: tuneshift`
 
 

@@ -207,13 +207,10 @@ def test_the_papers_pool_is_uniform() -> None:
     assert {item.cue for item in pool} == {None}  # no response is looked at
 
 
-def test_a_balanced_pool_weighs_kept_prompts_by_their_rarity_and_a_seed_as_much_as_they_on_average() -> None:
-    pool = make_pool(SEEDS, KEPT, Steering("balanced"))  # A: a seed and 6 kept; B: a seed; C: 3 kept
-    assert share_of(pool, "s0", "s1") == pytest.approx(2 / 11)
-    rarities = [1 / 7, 1, *[1 / 7] * 6, *[1 / 3] * 3]
-    assert [item.rarity for item in pool] == pytest.approx(rarities)
-    weights = [item.weight / sum(rarities[2:]) for item in pool[2:]]
-    assert weights == pytest.approx([rarity / sum(rarities[2:]) for rarity in rarities[2:]])
+def test_a_kind_is_the_rarer_the_fewer_responses_are_like_it() -> None:
+    pool = make_pool(SEEDS, KEPT, Steering(back_generation=1.0))  # A: a seed and 6 kept; B: a seed; C: 3 kept
+    assert [item.rarity for item in pool] == pytest.approx([1 / 7, 1, *[1 / 7] * 6, *[1 / 3] * 3])
+    assert {item.weight for item in pool} == {1.0}
 
 
 def test_a_response_that_was_kept_once_is_not_asked_for_but_a_seeds_is() -> None:
@@ -224,9 +221,9 @@ def test_a_response_that_was_kept_once_is_not_asked_for_but_a_seeds_is() -> None
     assert {plan.cue for plan in plans} == {"A", "B", "C"}
 
 
-@pytest.mark.parametrize("sampling", ["uniform", "balanced"])
-def test_seeds_keep_their_share_however_many_are_kept(sampling: str) -> None:
-    steering = Steering(sampling, seed_share=0.4)  # type: ignore[arg-type]
+@pytest.mark.parametrize("back_generation", [0.0, 1.0])
+def test_seeds_keep_their_share_however_many_are_kept(back_generation: float) -> None:
+    steering = Steering(0.4, back_generation)
     assert share_of(make_pool(SEEDS, KEPT, steering), "s0", "s1") == pytest.approx(0.4)
     assert share_of(make_pool(SEEDS, [], steering), "s0", "s1") == 1
 
@@ -241,7 +238,7 @@ def test_weights_are_how_often_an_item_is_drawn_first() -> None:
 
 
 def test_a_share_of_the_calls_is_backward_and_wants_what_its_last_example_got() -> None:
-    pool = [*make_pool(SEEDS, KEPT, Steering("balanced")), PoolItem("x", "no answer known", 1000.0)]
+    pool = [*make_pool(SEEDS, KEPT, Steering(back_generation=1.0)), PoolItem("x", "no answer known", 1000.0)]
     plans = plan_calls(pool, round_index=3, calls=2000, demos=4, run_seed=0, back_generation=0.25)
     backward = [plan for plan in plans if plan.strategy == "backward"]
     assert len(backward) / 2000 == pytest.approx(0.25, abs=5 * math.sqrt(0.25 * 0.75 / 2000))
@@ -254,7 +251,7 @@ def test_a_share_of_the_calls_is_backward_and_wants_what_its_last_example_got() 
 
 @pytest.mark.parametrize("calls", [3, 4, 7, 16, 100])
 def test_the_calls_of_one_round_spread_over_the_kinds(calls: int) -> None:
-    pool = make_pool(SEEDS, KEPT, Steering("balanced"))
+    pool = make_pool(SEEDS, KEPT, Steering(back_generation=1.0))
     for index in range(20):
         plans = plan_calls(pool, round_index=index, calls=calls, demos=4, run_seed=0, back_generation=1.0)
         wanted = Counter(plan.cue for plan in plans)
@@ -262,7 +259,7 @@ def test_the_calls_of_one_round_spread_over_the_kinds(calls: int) -> None:
 
 
 def test_a_larger_round_begins_with_the_same_calls() -> None:
-    pool = make_pool(SEEDS, KEPT, Steering("balanced", 0.5))
+    pool = make_pool(SEEDS, KEPT, Steering(0.5, 1.0))
     options = {"round_index": 1, "demos": 3, "run_seed": 7, "back_generation": 0.5}
     assert plan_calls(pool, calls=3, **options) == plan_calls(pool, calls=8, **options)[:3]  # type: ignore[arg-type]
 
@@ -275,7 +272,7 @@ def test_where_no_response_is_known_every_call_is_forward() -> None:
 
 @pytest.mark.parametrize("response", ["one\ntwo", "word " * 60])
 def test_a_response_that_is_no_short_line_cannot_be_asked_for(response: str) -> None:
-    (item,) = make_pool([], [answered(0, response)], Steering("balanced"))
+    (item,) = make_pool([], [answered(0, response)], Steering(back_generation=1.0))
     assert item.cue is None
 
 

@@ -53,7 +53,7 @@ def test_the_time_that_probes_took_is_synthesis_time(steered: Path) -> None:
 def test_a_preset_fills_in_what_is_not_given(tmp_path: Path, tiny: Tiny) -> None:
     loaded = load_config(project(tmp_path, tiny))
     section = loaded.config.synthesis
-    assert (section.pool_sampling, section.select) == ("balanced", "balanced")
+    assert (section.seed_share, section.select) == (0.5, "balanced")
     assert (section.oversample, section.back_generation) == (1.5, 0.5)
     plain = load_config(project(tmp_path, tiny), ["synthesis.preset=paper", "synthesis.oversample=1"])
     assert plain.config.synthesis.select == "first"

@@ -265,7 +265,7 @@ def steering_of(loaded: LoadedConfig) -> Steering:
     section = loaded.config.synthesis
     if loaded.config.generator.kind == "file":
         return Steering()
-    return Steering(section.pool_sampling, section.seed_share, section.back_generation)
+    return Steering(section.seed_share, section.back_generation)
 
 
 def load_options(loaded: LoadedConfig) -> LoadOptions:

@@ -1,7 +1,7 @@
 """What the generator is shown: examples drawn from the pool of seeds and kept prompts.
 
 The paper draws them uniformly (section 3.4), so kept prompts breed more like themselves, and the seeds are soon few
-among many. The pool can be steered instead: what is dense is shown less, and seeds keep their share.
+among many. The pool can be steered instead: seeds keep their share, and calls ask for what was answered rarely.
 """
 
 from __future__ import annotations
@@ -11,8 +11,6 @@ from bisect import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
-from statistics import fmean
-from typing import Literal
 
 from tuneshift.coverage import densities, probed_kinds, skeleton, skeleton_of
 from tuneshift.datafiles import Seed
@@ -47,14 +45,8 @@ class PoolItem:
 class Steering:
     """How examples are drawn; see the `synthesis` section of the configuration. The defaults here are the paper's."""
 
-    pool_sampling: Literal["uniform", "balanced"] = "uniform"
     seed_share: float | None = None
     back_generation: float = 0.0
-
-    @property
-    def reads_responses(self) -> bool:
-        """Whether what is drawn depends on responses, which then have to be compared."""
-        return self.pool_sampling == "balanced" or self.back_generation > 0
 
 
 @dataclass(frozen=True)
@@ -72,24 +64,23 @@ def make_pool(
 ) -> list[PoolItem]:
     """Return seeds, kept candidates and the kinds of responses to probes, with the weights by which they are drawn.
 
-    The rarity of a response is one over the number of responses in the pool that are like it. `balanced` weighs kept
-    candidates by it. A seed weighs as much as kept candidates do on average, or all seeds together weigh `seed_share`.
+    The rarity of a response is one over the number of responses in the pool that are like it; only backward calls read
+    it. A seed weighs as much as a kept candidate, or all seeds together weigh `seed_share`.
     """
     n_seeds = len(seeds)
     cues: list[str | None] = [None] * (n_seeds + len(kept))
-    if steering.reads_responses:
+    if steering.back_generation > 0:
         cues = [None if seed.response is None else skeleton(seed.text, seed.response) for seed in seeds]
         cues += [skeleton_of(candidate) for candidate in kept]
     kinds = probed_kinds(probes)
     unseen = [kind for kind in kinds if kind not in cues]
     rarities = _rarities([*cues, *unseen])
-    of_kept = [rarity if steering.pool_sampling == "balanced" else 1.0 for rarity in rarities[n_seeds : len(cues)]]
-    of_seed = fmean(of_kept) if kept else 1.0
+    of_seed = 1.0
     if steering.seed_share is not None and kept:
-        of_seed = steering.seed_share / (1 - steering.seed_share) * sum(of_kept) / n_seeds
+        of_seed = steering.seed_share / (1 - steering.seed_share) * len(kept) / n_seeds
     known = [place < n_seeds or 1 / rarities[place] >= SUPPORT or cue in kinds for place, cue in enumerate(cues)]
     named = [*((seed.id, seed.text) for seed in seeds), *((candidate.id, candidate.text) for candidate in kept)]
-    weights = [of_seed] * n_seeds + of_kept
+    weights = [of_seed] * n_seeds + [1.0] * len(kept)
     pool = [
         PoolItem(*named[place], weights[place], _one_line(cue), rarities[place] if known[place] else 0.0)
         for place, cue in enumerate(cues)

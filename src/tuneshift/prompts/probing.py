@@ -40,7 +40,7 @@ def probe_words(tokenizer: PreTrainedTokenizerBase, count: int, *, seed: int) ->
 def ask_words(
     source: Source, words: Sequence[str], *, template: str | None, decoding: Decoding, run_seed: int
 ) -> list[Probe]:
-    """Let F answer each of `words` alone in the template; only the `FIRST`, where it says nothing to two of these.
+    """Let F answer each of `words` alone in the template; only the `FIRST`, where no two of these get the same answer.
 
     Then its answers are no closed ones, and further words would show no kind either.
     """

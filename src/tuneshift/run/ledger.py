@@ -3,8 +3,7 @@
 One writer (the run directory's lock sees to it), write-ahead log, full synchronisation. A round commits whole, so after
 a kill at any instant the ledger holds complete rounds only, plus generator calls whose text need not be bought again.
 Log-probabilities are JSON numbers, which Python writes and reads without loss; a sum that is not a number is NULL.
-Calls and candidates are read in the order in which they were written, by SQLite's own row numbers: sorted by id, a
-round's call 1000 would come before its call 101.
+Calls and candidates are read in the order in which they were written, by row numbers: by id, call 1000 precedes 101.
 """
 
 from __future__ import annotations
@@ -337,14 +336,14 @@ class Ledger:
 
     def _switch_to_log(self) -> None:
         """Use a write-ahead log; of processes that switch a new file at once, SQLite lets none wait for the other."""
-        for pause in (*[0.05] * 100, None):
+        for last in [False] * 100 + [True]:
             try:
                 self._db.execute("PRAGMA journal_mode = WAL")
                 return
-            except sqlite3.OperationalError:
-                if pause is None:
+            except sqlite3.OperationalError as error:
+                if last or error.sqlite_errorcode != sqlite3.SQLITE_BUSY:
                     raise
-                time.sleep(pause)
+                time.sleep(0.05)
 
     def _check_version(self) -> None:
         application, version = self._version()

@@ -33,8 +33,9 @@ KeyVariable = Annotated[str, AfterValidator(_variable_alone)]
 class ApiSection(Section):
     """A hosted G, for example the paper's GPT-4o, behind any server that knows OpenAI's chat completions.
 
-    It sees seeds and kept prompts, and responses with `synthesis.back_generation` alone; `tuneshift plan` asks it once.
-    Only `base_url` and `model` belong to what a run is: the others may change when a stopped run is continued.
+    It sees seeds and kept prompts, and responses with `synthesis.back_generation` alone; `tuneshift plan` asks it for
+    20 prompts. Only `base_url` and `model` belong to what a run is: the others may change when a stopped run is
+    continued.
     """
 
     base_url: BaseUrl = Field(

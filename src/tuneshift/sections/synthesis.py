@@ -14,7 +14,6 @@ PRESETS: dict[str, dict[str, Any]] = {
     "tuneshift": {},
     "paper": {
         **LONG_LISTS,
-        "pool_sampling": "uniform",
         "seed_share": None,
         "back_generation": 0.0,
         "probes": 0,
@@ -45,8 +44,8 @@ class SynthesisSection(Section):
 
     preset: Literal["tuneshift", "paper"] = Field(
         "tuneshift",
-        description="What `per_call`, `calls_per_round`, `pool_sampling`, `seed_share`, `back_generation`, `probes`, "
-        "`oversample` and `select` are where they are not given: `tuneshift` steers the loop to all that F knows, with "
+        description="What `per_call`, `calls_per_round`, `seed_share`, `back_generation`, `probes`, `oversample` and "
+        "`select` are where they are not given: `tuneshift` steers the loop to all that F knows, with "
         "the defaults below; `paper` is the paper's loop, see docs/coverage.md.",
     )
     target_size: int = Field(250, ge=1, description="Wanted kept pairs (paper, section H.1).")
@@ -54,16 +53,12 @@ class SynthesisSection(Section):
     per_call: int = Field(
         5, ge=1, description="New prompts asked of a call; 20 where `back_generation` is 0 (paper, section 3.4)."
     )
-    pool_sampling: Literal["uniform", "balanced"] = Field(
-        "balanced",
-        description="How examples are drawn from the pool: all alike (`uniform`; paper, section 3.4), or kept prompts "
-        "the rarer, the more kept responses are like theirs.",
-    )
     seed_share: float | None = Field(
         0.5,
         gt=0,
         lt=1,
-        description="Weight of all seeds together when an example is drawn; null: a seed counts as a kept prompt does. "
+        description="Weight of all seeds together when an example is drawn; null: a seed counts as a kept prompt does "
+        "(paper, section 3.4). "
         "No example is shown twice in a call, so with five seeds and five examples 0.5 shows about 2.2 seeds.",
     )
     back_generation: float = Field(
@@ -79,8 +74,8 @@ class SynthesisSection(Section):
         256,
         ge=0,
         description="Single words of the vocabulary that F is asked before the first round. What it says to more than "
-        "one is a kind of response, and backward calls ask for prompts to it before any kept pair shows it. Where it "
-        "says nothing to two of the first 64, no more are asked. 0 where `back_generation` is 0.",
+        "one is a kind of response, and backward calls ask for prompts to it before any kept pair shows it. Where no "
+        "two of the first 64 get the same answer, no more are asked. 0 where `back_generation` is 0.",
     )
     calls_per_round: int = Field(
         16,
