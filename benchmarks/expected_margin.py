@@ -3,9 +3,13 @@
     python benchmarks/expected_margin.py --task NAME BASE ADAPTER PROMPTS.jsonl [--task ...] [--rows 200]
         [--max-new-tokens 48]
 
-PROMPTS.jsonl holds {"prompt"} lines, of which the first are taken. F and B answer each once at temperature 1, up to a
-line break, since the equation speaks of draws; nothing is kept or trained. Tells each task's mean margin, its two
-parts and their difference, in nats a token, with standard errors over prompts. Prints one JSON document.
+PROMPTS.jsonl holds {"prompt"} lines, of which the first are taken. The source should not have learnt them: of BIG-Bench
+Hard they should be the half that `split_held_out` evaluates (docs/evaluation.md). In results/expected_margin.json they
+are the other half, originals.jsonl of studies/prepare.py (126 prompts of sports_understanding, where 124 are held out).
+
+F and B answer each once at temperature 1, up to a line break, since the equation speaks of draws; nothing is kept or
+trained. Tells each task's mean margin, its two parts and their difference, in nats a token, with standard errors over
+prompts. Prints one JSON document.
 """
 
 import argparse

@@ -33,18 +33,28 @@ def read_results(folder: Path, name: str) -> dict[str, Any]:
     return results | summarize(results["settings"], results["rows"], outcomes)
 
 
-def main() -> None:
+def read_all() -> dict[str, dict[str, Any]]:
+    """Return the results of every study that was run, by name, in the order of the page."""
+    folder = HERE / "results"
+    return {name: read_results(folder, name) for name in ORDER if (folder / f"{name}.json").is_file()}
+
+
+def page(studies: dict[str, dict[str, Any]]) -> str:
+    """Return docs/results.md for these results."""
     parts = [(HERE / "introduction.md").read_text(encoding="utf-8")]
-    for name in ORDER:
-        if not (HERE / "results" / f"{name}.json").is_file():
-            continue  # not run yet
-        results = read_results(HERE / "results", name)
-        figures = write_figures(PAGE.parent / "results" / name, shown_arms(results))
-        tables = markdown(results, {cell: f"results/{path}" for cell, path in figures.items()})
+    for name, results in studies.items():
+        tables = markdown(results, {cell: f"results/{name}/{cell}.png" for cell in shown_arms(results)})
         command = f"`tuneshift study studies/{name}.yaml`, [result file](../studies/results/{name}.json)"
-        said = (HERE / f"{name}.md").read_text(encoding="utf-8").strip()
-        parts += [said, command, tables.replace("\n## ", "\n### ").strip()]
-    PAGE.write_text("\n\n".join(part.strip() for part in parts) + "\n", encoding="utf-8")
+        said = (HERE / f"{name}.md").read_text(encoding="utf-8")
+        parts += [said, command, tables.replace("\n## ", "\n### ")]
+    return "\n\n".join(part.strip() for part in parts) + "\n"
+
+
+def main() -> None:
+    studies = read_all()
+    for name, results in studies.items():
+        write_figures(PAGE.parent / "results" / name, shown_arms(results))
+    PAGE.write_text(page(studies), encoding="utf-8")
 
 
 if __name__ == "__main__":

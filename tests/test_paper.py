@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
 import runpy
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from urllib.error import URLError
 
 import pytest
 from conftest import Tiny, write_jsonl
@@ -16,15 +19,20 @@ from test_mbpp import TASKS as PLUS_TASKS
 from test_transfer import run_cli
 
 from tuneshift.config import load_config
+from tuneshift.datafiles import Item
+from tuneshift.errors import DataError
 from tuneshift.evaluate.benchmarks import base
 from tuneshift.evaluate.benchmarks.bbh import SUBTASKS
 from tuneshift.evaluate.benchmarks.mmlu import SUBJECTS
 from tuneshift.preflight import read_inputs
+from tuneshift.sections.evaluation import EvaluationSection
 from tuneshift.study.grid import load_study
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "configs/paper"
 STUDIES = {path.name for path in FOLDER.glob("table*.yaml")}
+PLUS_ROWS = [row for row in PLUS_TASKS if row["task_id"] in ("Mbpp/11", "Mbpp/12", "Mbpp/558")]
+"""Two tasks of MBPP's test split, and one of another."""
 TARGETS = {
     "boolean_expressions": "True", "dyck_languages": ")", "formal_fallacies": "valid", "multistep_arithmetic_two": "3",
     "object_counting": "3", "sports_understanding": "yes", "web_of_lies": "Yes", "navigate": "Yes",
@@ -76,6 +84,7 @@ def paper(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_jsonl(data / "gsm8k/train.jsonl", [gsm8k(number) for number in range(8)])
     write_jsonl(data / "mmlu/auxiliary_train.jsonl", [mmlu(number) for number in range(8)])
     write_jsonl(data / "mbpp/mbpp.jsonl", [mbpp(number) for number in (11, 12, 510, *range(601, 609))])
+    write_jsonl(data / "MbppPlus.jsonl", PLUS_ROWS)
     for subtask in SUBTASKS:
         examples = [bbh(subtask, number) for number in range(20)]
         (data / "bbh" / f"{subtask}.json").write_text(json.dumps({"examples": examples}))
@@ -83,7 +92,6 @@ def paper(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
         for name in ("gsm8k", "mbpp", "mmlu", "bbh"):
             patch.setattr(sys, "argv", ["prepare.py", name, "any/base", "--data", str(data), "--data-only"])
             runpy.run_path(str(folder / "prepare.py"), run_name="__main__")
-    write_jsonl(folder / "data/MbppPlus.jsonl", PLUS_TASKS[:2])
     large = {
         r"adapter: \./data/[\w/.-]+": f"adapter: {tiny.adapter}",
         r"\{(model|base): (meta-llama|google|Qwen)/[\w.-]+": rf"{{\1: {tiny.llama}",
@@ -98,8 +106,9 @@ def paper(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(base, "_hub_rows", hub_rows)
+    monkeypatch.setenv("TUNESHIFT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("OPENAI_API_KEY", "sk-test")
 
 
@@ -116,6 +125,21 @@ def test_a_configuration_of_the_paper_has_all_that_a_run_reads(paper: Path, name
     assert (loop.target_size, loop.demos, loop.per_call, loop.decoding) == (250, 5, 20, "faithful")
     assert (loaded.config.criterion.name, loaded.config.criterion.tau) == ("ppl_diff", 1.5)
     assert (loaded.config.generator.api is None) == ("qwen" in name)
+    if name.startswith("mbpp"):
+        asked_as_evalplus_does(loaded.config.evaluation, inputs.items, metric="plus" if "plus" in name else "base")
+
+
+def asked_as_evalplus_does(evaluation: EvaluationSection, items: Sequence[Item], *, metric: str) -> None:
+    """Check that the test split's tasks alone are asked, and by which metric the verdict goes."""
+    assert (evaluation.task, evaluation.metric_name) == ("mbpp_plus", metric)
+    assert [item.doc["task_id"] for item in items] == ["Mbpp/11", "Mbpp/12"]
+
+
+def test_mbpp_and_mbpp_plus_are_two_readings_of_one_run(paper: Path) -> None:
+    for pair in ("llama", "gemma"):
+        base, plus = (load_config(paper / f"{task}_{pair}.yaml").config for task in ("mbpp", "mbpp_plus"))
+        assert base.model_copy(update={"evaluation": plus.evaluation}) == plus
+        assert base.evaluation.model_copy(update={"metric": "plus"}) == plus.evaluation
 
 
 @pytest.mark.parametrize(("name", "cells"), [("table3_llama", 27), ("table3_gemma", 27), ("table8", 1), ("table9", 4)])
@@ -131,6 +155,36 @@ def test_a_study_of_the_paper_has_all_that_it_reads(
     for unit in study.units:
         assert unit.inputs.items
         assert not {seed.prompt for seed in unit.inputs.seeds} & {item.prompt for item in unit.inputs.items}
+        if unit.levels.get("row", "").startswith("mbpp"):
+            asked_as_evalplus_does(unit.loaded.config.evaluation, unit.inputs.items, metric="base")
+
+
+def test_mbpp_plus_is_what_evalplus_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = runpy.run_path(str(FOLDER / "prepare.py"), run_name="prepare")["write_mbpp_plus"]
+    published = write_jsonl(tmp_path / "published.jsonl", PLUS_ROWS).read_bytes()
+    (tmp_path / "published.jsonl.gz").write_bytes(gzip.compress(published))
+    for name in ("published.jsonl", "published.jsonl.gz"):
+        monkeypatch.setattr("evalplus.data.mbpp._ready_mbpp_plus_path", lambda name=name: str(tmp_path / name))
+        path = tmp_path / f"from_{name}" / "MbppPlus.jsonl"
+        write(path, tmp_path / "without")
+        assert path.read_bytes() == published
+    path.write_bytes(b"mine")
+    write(path, None)
+    assert path.read_bytes() == b"mine"
+
+
+def test_mbpp_plus_tells_what_to_do_where_it_cannot_be_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def offline() -> str:
+        raise URLError("no network")
+
+    write = runpy.run_path(str(FOLDER / "prepare.py"), run_name="prepare")["write_mbpp_plus"]
+    monkeypatch.setattr("evalplus.data.mbpp._ready_mbpp_plus_path", offline)
+    with pytest.raises(SystemExit, match=r"no network.*docs/sandbox.md.*or put MbppPlus\.jsonl of MBPP\+ v0\.2\.0"):
+        write(tmp_path / "MbppPlus.jsonl", None)
+    (tmp_path / "MbppPlus.jsonl").write_text('{"task_id": "Mbpp/11"}\n')
+    with pytest.raises(DataError, match="A question has"):
+        write(tmp_path / "data/MbppPlus.jsonl", tmp_path)
+    assert not (tmp_path / "data").exists()
 
 
 def test_every_table_of_the_paper_has_its_configurations() -> None:

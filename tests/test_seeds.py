@@ -21,6 +21,7 @@ from tuneshift.evaluate.seeds import (
     accuracy_over_seeds,
     difference_over_seeds,
     interaction_over_seeds,
+    least_shown,
     mean_difference_over_cells,
     mean_over_cells,
     recovery_over_seeds,
@@ -329,6 +330,24 @@ def test_why_items_alone_do_not_tell_what_another_training_would_give() -> None:
     rng = np.random.default_rng(6)
     drawn = [answers(rng, 3, 200, **WORLDS["seed effects"]) for _ in range(RUNS)]
     assert sum(seed_test(*arms).p_items <= 0.05 for arms in drawn) > 4 * AT_MOST
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+def test_the_least_difference_that_is_shown_is_where_the_test_turns(seeds: int) -> None:
+    """The p value depends on the difference by its mean alone, so shifting all outcomes' differences moves it there."""
+    rng = np.random.default_rng(seeds)
+    d = (rng.random((seeds, 400)) < 0.3 + 0.1 * rng.random((seeds, 1))).astype(int)
+    first, second = np.zeros(d.shape, dtype=bool), d.astype(bool)
+    found = difference_over_seeds(first, second)
+    least = least_shown(found)
+    assert least is not None
+    by_seed, by_item = 400 * d.mean(axis=1).var(ddof=1), seeds * d.mean(axis=0).var(ddof=1)
+    t = least / sqrt((by_seed + by_item) / d.size)
+    weight = by_seed / (by_seed + by_item) if seeds > 2 else 1.0
+    p = 2 * (weight * student.sf(t, seeds - 1) + (1 - weight) * student.sf(t, 399))
+    assert p == pytest.approx(0.05, rel=1e-6)
+    assert (seed_test(first, second).p_value < 0.05) == (found.value > least)
+    assert least_shown(difference_over_seeds(first[:1], second[:1])) is None  # one seed shows no variation
 
 
 def test_seeds_that_agree_show_a_difference() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
+import platform
 import random
 import re
 import shutil
@@ -24,6 +26,7 @@ from conftest import CORPUS, Tiny, write_jsonl, write_project
 from mock_api import KEY, MockApi
 from test_transfer import run_cli
 
+import tuneshift
 from tuneshift.configfile import lay_over
 from tuneshift.criteria import Criterion, decide, score_of
 from tuneshift.engines.base import Weights
@@ -276,6 +279,14 @@ def test_the_table_holds_no_times(finished: Path) -> None:
     timings = rows(finished / "done", "timings")
     assert all(one["synthesis_seconds"] > 0 for one in timings)
     assert {one["arm"] for one in timings if one["training_seconds"] is None} == {"strict"}
+
+
+def test_the_results_tell_what_they_were_written_with(finished: Path) -> None:
+    found = read_json(finished / "done/results.json")["environment"]
+    assert list(found) == ["tuneshift", "python", "platform", "processor", "versions"]  # nothing that moves
+    assert (found["tuneshift"], found["python"]) == (tuneshift.__version__, platform.python_version())
+    for name in ("torch", "transformers", "peft", "trl"):
+        assert found["versions"][name] == importlib.metadata.version(name)
 
 
 def test_the_page_holds_the_times_and_the_command(finished: Path) -> None:
@@ -813,6 +824,20 @@ def test_random_draws_among_all_usable_candidates_whatever_any_rule_says_of_them
         drawn |= {one.id for one in chosen}
     assert drawn == {f"c{n}" for n in range(60) if n % 10 != 9}
     assert choose_for_arm(POOL, Criterion("random", seed=3), 5) == choose_for_arm(POOL, Criterion("random", seed=3), 5)
+
+
+def test_all_rules_decide_over_the_candidates_that_both_models_answered() -> None:
+    """A rule that does not read B's answer would otherwise choose among more than the control beside it."""
+    answered = [replace(one, measures={"vote_5": 1.0}) for one in kept_by_the_rule()]
+    silent = [
+        replace(one, id=f"silent {one.id}", y_b=replace(one.y_b, text="", token_ids=(), token_logprobs=()))
+        for one in answered
+        if one.y_b
+    ]
+    for rule, best in (("vote", True), ("vote", False), ("random", False), ("ppl_diff", False)):
+        chosen = choose_for_arm([*silent, *answered], Criterion(rule), len(answered), best=best)
+        assert chosen == choose_for_arm(answered, Criterion(rule), len(answered), best=best)
+        assert not isinstance(chosen, str)
 
 
 def test_an_arm_may_choose_evenly_over_the_responses_that_its_rule_keeps() -> None:

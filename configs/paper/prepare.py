@@ -5,17 +5,23 @@
 TASK is gsm8k, mbpp, bbh or mmlu; BASE_MODEL the source's base as the configuration names it, such as google/gemma-2b.
 The data come from the Hub, or with --data from a folder with gsm8k/train.jsonl, mbpp/mbpp.jsonl, bbh/SUBTASK.json or
 mmlu/auxiliary_train.jsonl. Writes to data/ beside this file. Settings of the training: the paper, section H.1.
+
+mbpp also writes data/MbppPlus.jsonl, EvalPlus' tasks, which the evaluation reads: from FOLDER/MbppPlus.jsonl where
+--data has it, else as EvalPlus itself loads them, which takes the network once.
 """
 
 import argparse
+import gzip
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from tuneshift.distill import Pair, TrainingSettings, distill
 from tuneshift.evaluate.benchmarks import BENCHMARKS
+from tuneshift.evaluate.benchmarks.base import read_benchmark
 from tuneshift.models import resolve_model
-from tuneshift.run.directory import jsonl, write_atomically
+from tuneshift.run.directory import write_atomically
 from tuneshift.study.start import bbh_pairs, draw_pairs, write_pairs
 
 HERE = Path(__file__).parent
@@ -55,12 +61,34 @@ def parts_of(task: str, data: Path | None) -> Iterator[tuple[str, list[Pair]]]:
     if task != "bbh":
         rows = rows_of(task, data)
         if task == "mbpp":
-            write_atomically(HERE / "data/mbpp/mbpp.jsonl", jsonl(rows))  # the evaluation reads it too
+            write_mbpp_plus(HERE / "data/MbppPlus.jsonl", data)
             rows = [row for row in rows if row["task_id"] in MBPP_TRAIN]
         yield task, [pair_of(task, row) for row in rows[:EXAMPLES]]
         return
     for subtask in BENCHMARKS["bbh"].subtasks:
         yield f"bbh/{subtask}", bbh_pairs(subtask, data)
+
+
+def write_mbpp_plus(path: Path, data: Path | None) -> None:
+    """Write EvalPlus' file of tasks as it is published, where it is not there yet."""
+    if path.exists():
+        return
+    file = None if data is None else data / "MbppPlus.jsonl"
+    if file is None or not file.exists():
+        try:
+            from evalplus.data.mbpp import _ready_mbpp_plus_path
+
+            file = Path(_ready_mbpp_plus_path())  # the file itself: what `get_mbpp_plus` returns is no JSON
+        except (ImportError, OSError, EOFError) as error:  # not installed, offline, half a file
+            sys.exit(
+                f"{path}: EvalPlus cannot load its tasks ({type(error).__name__}: {error}). Install it as "
+                "docs/sandbox.md says and start this once with a network, or put MbppPlus.jsonl of MBPP+ v0.2.0, which "
+                "EvalPlus publishes, there or into the folder of --data."
+            )
+    items, _ = read_benchmark("mbpp_plus", BENCHMARKS["mbpp_plus"], data=str(file), subtask="test")
+    content = file.read_bytes()
+    write_atomically(path, gzip.decompress(content) if file.suffix == ".gz" else content)
+    print(f"{path}: {len(items)} tasks of MBPP's test split")
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ next-token distribution in nats, and "along y" the mean over the positions of y'
     asymmetric     PPL_F(y_f) < tau_f and PPL_F(y_b) > tau_b       Table 8(b), 1.2 and 1.6
     ratio          ratio * PPL_F(y_f) <= PPL_F(y_b)                Table 8(c), 1.5: the margin rule m_F >= log 1.5
     low_low, high_low, high_high                                   the other quadrants (Table 9)
-    none           every answered candidate                        Table 9
+    none           all that both models gave a usable answer to    Table 9
     random         each with probability `keep_rate`               control: any rule must beat it
     length         as many of each length as ppl_diff keeps        control: lengths alone, drawn at random
     disagree       y_f and y_b differ in their text                control: no likelihood at all

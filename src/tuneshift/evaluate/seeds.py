@@ -192,8 +192,6 @@ def interaction_over_seeds(
 
 
 def _test(values: NDArray[np.int_]) -> SeedTest:
-    from scipy.stats import t as student
-
     p_items = _sign_flip(values.sum(axis=0))
     seeds, items = values.shape
     if seeds == 1 or items == 1 or p_items == 1:
@@ -202,9 +200,32 @@ def _test(values: NDArray[np.int_]) -> SeedTest:
     if by_seed + by_item == 0:  # every difference is the same
         return SeedTest(p_items, p_items, None)
     t = abs(float(values.mean())) / sqrt((by_seed + by_item) / values.size)
+    return SeedTest(p_items, max(p_items, _p_crossed(t, by_seed, by_item, seeds, items)), None)
+
+
+def _p_crossed(t: float, by_seed: float, by_item: float, seeds: int, items: int) -> float:
+    """Return the p value of a mean that is `t` standard errors from 0, with the mean squares of the crossed layout."""
+    from scipy.stats import t as student
+
     weight = by_seed / (by_seed + by_item) if seeds > 2 else 1.0
-    p_seeds = 2 * float(weight * student.sf(t, seeds - 1) + (1 - weight) * student.sf(t, items - 1))
-    return SeedTest(p_items, max(p_items, p_seeds), None)
+    return 2 * float(weight * student.sf(t, seeds - 1) + (1 - weight) * student.sf(t, items - 1))
+
+
+def least_shown(difference: SeedEstimate, *, level: float = 0.05) -> float | None:
+    """Return from which difference on `seed_test` would have given a p value of `level` with this one's variation.
+
+    That is the difference which such a study shows every other time, whatever this study found. None where no
+    variation over seeds and items was measured.
+    Source: the t test of `seed_test`, solved for the mean.
+    """
+    from scipy.optimize import brentq
+
+    seeds, items = difference.seeds, difference.items
+    if not difference.seed_sd or not difference.item_se:
+        return None
+    by_seed, by_item = items * difference.seed_sd**2, seeds * items * difference.item_se**2
+    t = brentq(lambda t: _p_crossed(t, by_seed, by_item, seeds, items) - level, 0, 1e6)
+    return float(t) * sqrt((by_seed + by_item) / (seeds * items))
 
 
 def _estimate(cells: Sequence[NDArray[np.int_]], *, resamples: int, seed: int, level: float) -> SeedEstimate:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from tuneshift.criteria import Criterion, decide_all, may_keep, score_of, unmeasured
+from tuneshift.criteria import Criterion, decide, decide_all, may_keep, score_of, unmeasured
 from tuneshift.dataset import Selection, choose
 from tuneshift.distill import Pair, inspect_target
 from tuneshift.encoding import Reader
@@ -30,7 +30,7 @@ USABLE = Criterion(name="none")
 class Trial:
     """An arm of a unit: the pairs that it trains on, and the training's fingerprint; or the `reason` for none.
 
-    `criterion` names the rule with its thresholds, and `candidates` counts what it decided on; both are `None` for an
+    `criterion` names the rule with its thresholds, and `candidates` counts those of the unit; both are `None` for an
     arm that has its pairs from elsewhere.
     """
 
@@ -62,9 +62,11 @@ def choose_for_arm(
     """Return `size` candidates in the order in which they were written, or why there are not as many.
 
     A rule draws `size` of those that it keeps, by a hash of their ids that is the same for all rules, or chooses them
-    as `select` says; with `best` it takes those that it grades highest. `random` draws of all that are usable. So arms
-    differ in their rules alone: the first ones kept would also be those of the early rounds.
+    as `select` says; with `best` it takes those that it grades highest. All decide upon the same candidates, those that
+    both models gave a usable answer to, whether a rule reads B's or not; `random` draws of all of them. So arms differ
+    in their rules alone: the first ones kept would also be those of the early rounds.
     """
+    candidates = [candidate for candidate in candidates if decide(candidate, replace(criterion, name="none")).kept]
     if best:
         grades = {c.id: grade for c in candidates if (grade := score_of(c, criterion)) is not None}
         if len(grades) < size:

@@ -15,6 +15,7 @@ from tuneshift.errors import ConfigError
 from tuneshift.progress import Progress
 from tuneshift.run.directory import read_json, read_jsonl, write_atomically, write_json
 from tuneshift.run.ledger import Ledger
+from tuneshift.run.manifest import environment
 from tuneshift.sections.study import MODELS
 from tuneshift.study.arms import Trial
 from tuneshift.study.figures import write_figures
@@ -26,6 +27,9 @@ from tuneshift.study.tables import markdown
 from tuneshift.wiring import generator_usage
 
 Row = dict[str, Any]
+CONSTANT = ("tuneshift", "python", "platform", "processor", "versions")
+"""What `results.json` tells of its environment: not the commit, which may move while a study runs, nor the GPUs and
+cores, of which each of several processes may see others."""
 
 
 def write_results(study: Study, products: Products, trials: Sequence[Trial], progress: Progress) -> dict[str, Any]:
@@ -42,7 +46,8 @@ def write_results(study: Study, products: Products, trials: Sequence[Trial], pro
             outcomes += _outcomes(unit, trial.arm, answers)
             timings.append(_timing(trial, products))
     root = products.root
-    results = {"study": study.name, "settings": study.raw, **summarize(study.raw, rows, outcomes), "rows": rows}
+    described = {"study": study.name, "settings": study.raw, "environment": _environment()}
+    results = {**described, **summarize(study.raw, rows, outcomes), "rows": rows}
     _write_parquet(root / "results.parquet", rows)
     _write_parquet(root / "outcomes.parquet", outcomes)
     _write_parquet(root / "timings.parquet", timings)
@@ -57,6 +62,12 @@ def write_results(study: Study, products: Products, trials: Sequence[Trial], pro
     command = ["tuneshift", "study", str(study.path.resolve()), "--run-dir", str(root.resolve())]
     write_atomically(root / "results.html", study_page(results, cost_table(results, timings, usage), command))
     return results
+
+
+def _environment() -> Row:
+    """Return where the tables were written: versions and machine, the same for every process of a study."""
+    found = environment()
+    return {name: found[name] for name in CONSTANT}
 
 
 # --- rows ---

@@ -19,6 +19,7 @@ from tuneshift.evaluate.seeds import (
     accuracy_over_seeds,
     difference_over_seeds,
     interaction_over_seeds,
+    least_shown,
     mean_difference_over_cells,
     mean_over_cells,
     recovery_over_seeds,
@@ -149,8 +150,8 @@ def _arm(cell: Cell, name: str, reference: str, bounds: Sequence[str]) -> Row:
         return {"seeds": 0, **unknown, "reason": reason}
     return {
         **_accuracy(list(own.values())),
-        "gain": _compare(cell.answers[BEFORE], own),
-        "difference": None if name == reference else _compare(cell.answers.get(reference, {}), own),
+        "gain": _compared(cell, BEFORE, cell, name),
+        "difference": None if name == reference else _compared(cell, reference, cell, name),
         "recovery": {
             bound: _recovery(cell.answers[BEFORE], own, cell.answers.get(bound, {}))
             for bound in bounds
@@ -169,13 +170,33 @@ def _mean(found: SeedEstimate) -> Row:
     return {"accuracy": found.value, "interval": _ends(found.interval), "seed_sd": found.seed_sd}
 
 
-def _compare(first: Answers, second: Answers) -> Row | None:
-    """Return second - first over the replicates that both have, tested; None where they share none."""
-    both = [replicate for replicate in second if replicate in first]
+NOT_COMPARED = dict.fromkeys(("value", "interval", "seeds", "items", "seed_sd", "item_se", "p", "p_items"))
+SAME_TRAININGS = {**NOT_COMPARED, "reason": "both train the same targets"}
+
+
+def _compared(first: Cell, arm: str, second: Cell, other: str) -> Row | None:
+    """Return `other` of the second cell less `arm` of the first, tested, over the replicates that both have.
+
+    None where they share none, and without a value where all share their trainings. `alike` counts the replicates that
+    do: there the difference is 0 since the pairs are the same, and was not measured. `least_shown` is the difference
+    from which on p alone, without the adjustment, would have been below 0.05; None where some are alike.
+    """
+    before, after = first.answers.get(arm, {}), second.answers.get(other, {})
+    both = [replicate for replicate in after if replicate in before]
     if not both:
         return None
-    arms = _array([first[one] for one in both]), _array([second[one] for one in both])
-    return {**_difference(difference_over_seeds(*arms)), **_tested(seed_test(*arms))}
+    one, two = (cell.trainings.get(name, {}) for cell, name in ((first, arm), (second, other)))
+    alike = sum(replicate in one and one[replicate] == two.get(replicate) for replicate in both)
+    if alike == len(both):
+        return SAME_TRAININGS | {"alike": alike}
+    arms = _array([before[each] for each in both]), _array([after[each] for each in both])
+    found = difference_over_seeds(*arms)
+    return {
+        **_difference(found),
+        **_tested(seed_test(*arms)),
+        "alike": alike,
+        "least_shown": least_shown(found) if alike == 0 else None,
+    }
 
 
 def _tested(test: SeedTest) -> Row:
@@ -224,18 +245,14 @@ def _pairs(settings: Mapping[str, Any], cells: Sequence[Cell]) -> Iterator[tuple
                 yield {"axis": axis, "levels": levels, **described}, first, other
 
 
-NOT_COMPARED = dict.fromkeys(("value", "interval", "seeds", "items", "seed_sd", "item_se", "p", "p_items"))
-SAME_TRAININGS = {**NOT_COMPARED, "reason": "both train the same targets"}
-NOT_TRAINED = {**NOT_COMPARED, "reason": "no replicate was trained in both"}
+NOT_TRAINED = {**NOT_COMPARED, "alike": 0, "reason": "no replicate was trained in both"}
 
 
 def _across(settings: Mapping[str, Any], cells: Sequence[Cell]) -> Iterator[Row]:
     """Yield each arm's comparison of an axis' first cell with the others."""
     for described, first, second in _pairs(settings, cells):
         for name in settings["arms"]:
-            compared = _compare(first.answers.get(name, {}), second.answers.get(name, {})) or NOT_TRAINED
-            same = compared is not NOT_TRAINED and first.trainings[name] == second.trainings[name]
-            yield {**described, "arm": name, **(SAME_TRAININGS if same else compared)}
+            yield {**described, "arm": name, **(_compared(first, name, second, name) or NOT_TRAINED)}
 
 
 def _interactions(settings: Mapping[str, Any], cells: Sequence[Cell]) -> Iterator[Row]:
@@ -249,7 +266,9 @@ def _interactions(settings: Mapping[str, Any], cells: Sequence[Cell]) -> Iterato
             both = [replicate for replicate in four[0] if all(replicate in answers for answers in four)]
             compared: Row = NOT_TRAINED
             if first.trainings.get(name) == second.trainings.get(name) and both:
-                compared = SAME_TRAININGS  # its lead differs by the reference alone, which `_across` compares
+                compared = SAME_TRAININGS | {
+                    "alike": len(both)
+                }  # its lead differs by the reference alone, which `_across` compares
             elif both:
                 a, b, c, d = (_array([answers[one] for one in both]) for answers in four)
                 found, test = interaction_over_seeds((a, b), (c, d))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import median
 from typing import Any
 
 from tuneshift.evaluate.verdict import points
@@ -11,6 +12,14 @@ from tuneshift.sections.study import MODELS
 
 Row = dict[str, Any]
 NOTHING = "n/a"
+ALIKE = (
+    "Of some comparisons it says how many seeds are alike: there both arms chose the same pairs, so their difference is "
+    "none, and not measured."
+)
+LEAST = (
+    "With seeds that differ as these do, one comparison of two arms by itself shows (p < 0.05) every other time a "
+    "difference of {:.0f} points at best, {:.0f} in the median and {:.0f} at worst; Holm's adjustment asks for more."
+)
 COVERAGE = (
     "Where trainings differ, intervals over few seeds are too narrow: of three seeds, 83 % held the truth at worst in "
     "place of 95 % (measured, docs/method.md). So a claim rests on the p values, which keep their level."
@@ -56,11 +65,17 @@ def introduction(results: Row) -> str:
         "interactions": "of differences between cells",
     }
     adjusted = ", ".join(f"{families[name]} {text}" for name, text in said.items() if families[name])
+    against = [arm["difference"] for cell in results["cells"].values() for arm in cell["arms"].values()]
+    compared = [one for one in [*against, *results["across"]] if one is not None]
+    least = sorted(100 * one["least_shown"] for one in compared if one.get("least_shown"))
+    shown = f" {LEAST.format(least[0], median(least), least[-1])}" if least else ""
+    alike = f" {ALIKE}" if any(one["alike"] and one["seeds"] for one in compared) else ""
     return (
         f"{settings['candidates']} candidates a cell and replicate, {settings['size']} pairs an arm, {len(replicates)} "
         f"replicates ({', '.join(replicates)}). Intervals draw seeds and items together (one seed: items alone). "
         f"{COVERAGE if len(replicates) > 1 else ONE_REPLICATE} p values are adjusted (Holm) within each family of the "
-        f"study's comparisons: {adjusted or 'none'}. Recovery is (arm - target before) / (bound - target before)."
+        f"study's comparisons: {adjusted or 'none'}.{shown}{alike} Recovery is (arm - target before) / (bound - "
+        "target before)."
     )
 
 
@@ -145,7 +160,7 @@ def _between_cells(across: Sequence[Row], interactions: Sequence[Row]) -> Sectio
             ", ".join(f"{axis}={level}" for axis, level in one["levels"].items()),
             name,
             f"{one['level']} against {one['first']}",
-            *(_compared(one) if one["value"] is not None else [f"{NOTHING}: {one['reason']}", "", ""]),
+            *_compared(one),
             _sizes(one),
         ]
         for name, one in named
@@ -192,9 +207,14 @@ def _compared(found: Row | None, none: str = NOTHING) -> list[str]:
     """Return difference, interval and adjusted p value, in points."""
     if found is None:
         return [none] * 3
+    if found["value"] is None:
+        return [f"{NOTHING}: {found['reason']}", "", ""]
     ends = "{:+.1f} to {:+.1f}".format(*(100 * end for end in found["interval"]))
     return [points(found["value"], found["items"]), ends, f"{found['p_holm']:.2g}" if "p_holm" in found else ""]
 
 
 def _sizes(found: Row | None) -> str:
-    return f"{found['items']} x {found['seeds']}" if found is not None and found["seeds"] else NOTHING
+    if found is None or not found["seeds"]:
+        return NOTHING
+    alike = f", {found['alike']} alike" if found.get("alike") else ""
+    return f"{found['items']} x {found['seeds']}{alike}"
