@@ -33,6 +33,7 @@ from tuneshift.engines.base import Weights
 from tuneshift.engines.opening import open_engine
 from tuneshift.engines.options import EngineOptions
 from tuneshift.errors import ConfigError, DataError, InUse
+from tuneshift.evaluate.verdict import detectable_sentence
 from tuneshift.models import LoadOptions
 from tuneshift.progress import Progress
 from tuneshift.run.directory import Lock, RunDirectory, read_json, read_jsonl
@@ -243,14 +244,14 @@ def test_the_summary_compares_every_arm_with_the_reference(finished: Path) -> No
     first = [row(finished / "done", "base", replicate, "first")["accuracy"] for replicate in ("0", "1")]
     assert arms["bound"]["accuracy"] == pytest.approx(np.mean(accuracies))
     assert arms["bound"]["difference"]["value"] == pytest.approx(np.mean(accuracies) - np.mean(first))
-    assert arms["same"]["difference"]["value"] == 0
+    assert (arms["same"]["difference"]["value"], arms["same"]["difference"]["alike"]) == (None, 2)  # the same trainings
     assert (arms["random"]["seeds"], arms["random"]["items"], arms["source"]["seeds"]) == (2, 11, 1)
     compared = [arm["difference"] for cell in results["cells"].values() for arm in cell["arms"].values()]
-    adjusted = [one for one in compared if one is not None]
-    assert len(adjusted) == results["families"]["reference"] == 10
+    adjusted = [one for one in compared if one is not None and one["p"] is not None]
+    assert len(adjusted) == results["families"]["reference"] == 8  # of 10, two train the same targets
     assert all(one["p"] <= one["p_holm"] <= 1 for one in adjusted)
     lowest = min(adjusted, key=lambda one: float(one["p"]))
-    assert lowest["p_holm"] == pytest.approx(min(1, 10 * lowest["p"]))
+    assert lowest["p_holm"] == pytest.approx(min(1, 8 * lowest["p"]))
 
 
 def test_the_notes_tell_cell_replicate_arm_and_time_left(finished: Path) -> None:
@@ -272,6 +273,13 @@ def test_there_is_a_figure_for_each_cell(finished: Path) -> None:
         assert png.startswith(b"\x89PNG")
         svg = ElementTree.parse(finished / "done/figures" / f"{cell}.svg").getroot()
         assert svg.tag.endswith("svg")
+
+
+def test_it_tells_first_what_its_questions_can_show(finished: Path) -> None:
+    n = row(finished / "done", "base", "0", "source")["n"]
+    first = json.loads((finished / "notes.json").read_text())[0]
+    assert first == f"With one training an arm: {detectable_sentence(n)}"
+    assert {one["chance"] for one in rows(finished / "done")} == {None}  # of one's own questions it is not known
 
 
 def test_the_table_holds_no_times(finished: Path) -> None:

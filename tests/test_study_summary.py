@@ -253,6 +253,17 @@ def test_questions_that_were_not_recorded_are_neither_compared_nor_averaged(give
     assert (found["across"], found["interactions"], found["means"]) == ([], [], [])
 
 
+def test_what_guessing_gets_right_stands_above_the_arms_where_it_is_known(given: Tables) -> None:
+    rows, outcomes = given
+    known = [row | {"chance": 0.5 if row["task"] == "a" else None} for row in rows]
+    found = summarize(SETTINGS, known, outcomes)
+    assert {name: cell["chance"] for name, cell in found["cells"].items()} == {
+        "task=a,base=own": 0.5, "task=a,base=other": 0.5, "task=b,base=own": None, "task=b,base=other": None,
+    }  # fmt: skip
+    page = markdown({**found, "settings": SETTINGS, "rows": known}, {})
+    assert page.count("| guessing | 50.0% |") == 2
+
+
 def test_the_page_says_what_its_figures_rest_on(given: Tables, found: dict[str, Any]) -> None:
     figures = {name: f"figures/{name}.png" for name in shown_arms(found)}
     page = markdown({**found, "settings": SETTINGS, "rows": given[0]}, figures)

@@ -80,10 +80,11 @@ def _key(unit: Unit, arm: str) -> Row:
 def _row(unit: Unit, arm: str, *, answers: Sequence[Row], **columns: Any) -> Row:
     """Return a row of `results.parquet`; what was not measured is null.
 
-    `questions` is the fingerprint of what was asked: cells with the same one asked the same.
+    `questions` is the fingerprint of what was asked: cells with the same one asked the same. `chance` is the share
+    right of guessing.
     """
     unknown = dict.fromkeys(("criterion", "candidates", "pairs", "steps", "training", "reason"))
-    unknown["questions"] = unit.questions.fingerprint()
+    unknown |= {"questions": unit.questions.fingerprint(), "chance": unit.questions.chance}
     correct, n = sum(answer["correct"] for answer in answers), len(answers)
     measured = (
         {"correct": correct, "n": n, "accuracy": correct / n} if n else dict.fromkeys(("correct", "n", "accuracy"))
@@ -127,7 +128,7 @@ def _write_parquet(path: Path, rows: Sequence[Row]) -> None:
     from pyarrow import parquet
 
     kinds = {"candidates": "int64", "pairs": "int64", "steps": "int64", "correct": "int64", "n": "int64"}
-    kinds |= {"accuracy": "double", "synthesis_seconds": "double", "training_seconds": "double"}
+    kinds |= {"accuracy": "double", "chance": "double", "synthesis_seconds": "double", "training_seconds": "double"}
     if rows and "item" in rows[0]:
         kinds["correct"] = "bool"
     schema = pyarrow.schema([(name, kinds.get(name, "string")) for name in (rows[0] if rows else {})])

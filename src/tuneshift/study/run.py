@@ -23,6 +23,7 @@ from tuneshift.distill import inspect_target
 from tuneshift.engines.base import Engine
 from tuneshift.engines.source import Source
 from tuneshift.errors import InUse, RunDirectoryError
+from tuneshift.evaluate.verdict import detectable_sentence
 from tuneshift.measuring import measure_stored
 from tuneshift.pipeline import distill_run, synthesize
 from tuneshift.progress import SILENT, Progress
@@ -79,6 +80,8 @@ def run_study(study: Study, root: Path, *, progress: Progress = SILENT) -> dict[
         raise RunDirectoryError(f"{root}: holds a run, and a study needs its own. Give another --run-dir.")
     with RunDirectory(root, wait=True) as directory:
         describe(study, directory)
+    for n in sorted({len(unit.questions.items) for unit in study.units}):
+        progress.note(f"With one training an arm: {detectable_sentence(n)}")
     products = Products(root)
     while True:
         trials, held = make_missing(study.units, products, progress)

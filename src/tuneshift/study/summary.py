@@ -37,13 +37,15 @@ BEFORE, SOURCE = MODELS[0], MODELS[2]
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell's outcomes by arm; `questions` is the fingerprint of what was asked, None where it was not recorded.
+    """A cell's outcomes by arm; `questions` is the fingerprint of what was asked, `chance` what guessing gets right.
 
-    `trainings` and `reasons` are each arm's by replicate: what it trained, or why nothing.
+    Both are None where they were not recorded, `chance` also where it is not known. `trainings` and
+    `reasons` are each arm's by replicate: what it trained, or why nothing.
     """
 
     levels: Mapping[str, str]
     questions: str | None
+    chance: float | None
     answers: Mapping[str, Answers]
     trainings: Mapping[str, Mapping[str, str]]
     reasons: Mapping[str, Mapping[str, str]]
@@ -67,6 +69,7 @@ def summarize(settings: Mapping[str, Any], rows: Sequence[Row], outcomes: Sequen
     summaries = {
         cell.name: {
             "levels": dict(cell.levels),
+            "chance": cell.chance,
             "reference": reference,
             "arms": {name: _model(cell, name) for name in MODELS}
             | {name: _arm(cell, name, reference, [SOURCE, *bounds]) for name in arms},
@@ -115,7 +118,8 @@ def _cells(settings: Mapping[str, Any], rows: Sequence[Row], outcomes: Sequence[
             if row[column] is not None:
                 by_arm[column].setdefault(row["arm"], {})[row["replicate"]] = row[column]
         named = dict(zip(axes, levels, strict=True))
-        cells.append(Cell(named, own[0].get("questions"), answers[levels], by_arm["training"], by_arm["reason"]))
+        asked = own[0].get("questions"), own[0].get("chance")
+        cells.append(Cell(named, *asked, answers[levels], by_arm["training"], by_arm["reason"]))
     return cells
 
 

@@ -13,8 +13,8 @@ from tuneshift.sections.study import MODELS
 Row = dict[str, Any]
 NOTHING = "n/a"
 ALIKE = (
-    "Of some comparisons it says how many seeds are alike: there both arms chose the same pairs, so their difference is "
-    "none, and not measured."
+    "Of some comparisons it says how many seeds are alike: there both arms chose the same pairs, so they do not "
+    "differ, and nothing was measured."
 )
 LEAST = (
     "With seeds that differ as these do, one comparison of two arms by itself shows (p < 0.05) every other time a "
@@ -81,7 +81,7 @@ def introduction(results: Row) -> str:
 
 def _cell(name: str, found: Row, rows: Sequence[Row]) -> Section:
     own = [row for row in rows if all(row[axis] == level for axis, level in found["levels"].items())]
-    tables = [_arms(found["arms"], own), _against(found), _recovery(found["arms"])]
+    tables = [_arms(found["arms"], own, found["chance"]), _against(found), _recovery(found["arms"])]
     return Section(
         title=name,
         tables=[table for table in tables if table.rows],
@@ -107,10 +107,10 @@ def _intervals(arms: Row) -> list[Row]:
     ]
 
 
-def _arms(arms: Row, rows: Sequence[Row]) -> Table:
-    """Return every arm's accuracy, and its gain over the target before."""
+def _arms(arms: Row, rows: Sequence[Row], chance: float | None) -> Table:
+    """Return every arm's accuracy, and its gain over the target before; above them what guessing gets, where known."""
     header = ["arm", "accuracy", "95 % interval", "items x seeds", "pairs", "gain over target before"]
-    table = []
+    table = [] if chance is None else [["guessing", f"{chance:.1%}", *[""] * 6]]
     for name, arm in arms.items():
         sizes = sorted({row["pairs"] for row in rows if row["arm"] == name and row["pairs"] is not None})
         none = "" if name in MODELS else NOTHING
