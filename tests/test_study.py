@@ -249,7 +249,12 @@ def test_the_summary_compares_every_arm_with_the_reference(finished: Path) -> No
     compared = [arm["difference"] for cell in results["cells"].values() for arm in cell["arms"].values()]
     adjusted = [one for one in compared if one is not None and one["p"] is not None]
     alike = [one for one in compared if one is not None and one["reason"] == "both train the same targets"]
-    assert (len(compared), len(alike), len(adjusted), results["families"]["reference"]) == (20, 4, 6, 6)  # `none` at equal size is `random`
+    assert (len(compared), len(alike), len(adjusted), results["families"]["reference"]) == (
+        20,
+        4,
+        6,
+        6,
+    )  # `none` at equal size is `random`
     assert all(one["p"] <= one["p_holm"] <= 1 for one in adjusted)
     lowest = min(adjusted, key=lambda one: float(one["p"]))
     assert lowest["p_holm"] == pytest.approx(min(1, 6 * lowest["p"]))
