@@ -36,7 +36,7 @@ from reach import NaiveBayes, intent_of
 from sklearn.metrics import roc_auc_score
 
 from tuneshift.config import load_config
-from tuneshift.coverage import densities, skeleton_of
+from tuneshift.coverage import answer_of, densities, kinds_of
 from tuneshift.criteria import Criterion
 from tuneshift.datafiles import Seed
 from tuneshift.encoding import encode_prompt, encode_response
@@ -146,7 +146,7 @@ def of_ledger(
     kept = [candidate for candidate, _ in pairs]
     voting = Criterion("vote", samples=5)
     voted, (vote,) = models.instruments.measure(kept, voting), voting.needs()
-    texts = [c.text for c in kept]
+    texts, kinds = [c.text for c in kept], kinds_of(list(map(answer_of, kept)))
     own, theirs = (of_prompts(models, asked, of) for of in (texts, real))
     near, embedded_by = nearness([seed.text for seed in asked.seeds], [*texts, *real])
     own["near"], theirs["near"] = near[: len(texts)], near[len(texts) :]
@@ -155,12 +155,12 @@ def of_ledger(
         "sure": [y_f.sum_logprob / y_f.n_tokens for _, y_f in pairs],
         "vote": [c.measures[vote] or 0.0 for c in voted],
         "steady": steadiness(models, asked.template, pairs),
-        "support": densities([skeleton_of(c) for c in kept]),
+        "support": densities(kinds),
         "shallow": [-depth for depth in depths(kept, calls)],
         **own,
     }
     backward = [place for place, c in enumerate(kept) if calls[c.call_id].strategy in ("backward", "probed")]
-    asked_for = [float(wanted(calls[kept[place].call_id]) == skeleton_of(kept[place])) for place in backward]
+    asked_for = [float(wanted(calls[kept[place].call_id]) == kinds[place]) for place in backward]
     return {
         "kept": len(kept),
         "on_topic": sum(right),

@@ -27,7 +27,7 @@ from pathlib import Path
 from measure import document
 
 from tuneshift.config import LoadedConfig, load_config
-from tuneshift.coverage import skeleton_of, spread
+from tuneshift.coverage import answer_of, kinds_of, spread
 from tuneshift.dataset import choose
 from tuneshift.pipeline import synthesis
 from tuneshift.preflight import read_inputs
@@ -107,7 +107,7 @@ def figures(
         how: choose(kept, section.target_size, how, seed=seed)
         for how in ("first", "random", "balanced", section.select)
     }
-    clusters = spread(map(skeleton_of, kept))
+    clusters = spread(kinds_of(list(map(answer_of, kept))))
     return {
         "candidates": len(candidates),
         "answered": sum(candidate.y_f is not None for candidate in candidates),

@@ -5,7 +5,7 @@
 LEDGER.sqlite is a finished synthesis by `preset: tuneshift`. Its kept candidates are repeated until there are as many
 as asked for, in rounds of 80, and everything that steering does is done again without a model: before each round the
 pool is weighed and 16 calls are planned; at the end half of the candidates are chosen and coverage is told. `as stored`
-keeps the responses, `all different` gives every response a kind of its own, which is the most work. The share is of the
+keeps the responses, `all different` gives every response a kind of its own. The share is of the
 time that as many candidates took in the ledger's own rounds. Prints one JSON document.
 """
 

@@ -15,11 +15,22 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from tuneshift.coverage import collapse, coverage, densities, families, probed_kinds, skeleton, skeleton_of, spread
+from tuneshift.coverage import (
+    answer_of,
+    collapse,
+    coverage,
+    densities,
+    families,
+    kinds_of,
+    probed_kinds,
+    skeleton,
+    spread,
+)
 from tuneshift.datafiles import Seed
 from tuneshift.dataset import choose, kept_rows
 from tuneshift.engines.base import Decoding
 from tuneshift.engines.source import Answers
+from tuneshift.preflight import ModelChecks
 from tuneshift.prompts.generators import chat_request, chat_texts, few_shot_prompt
 from tuneshift.prompts.pool import Plan, PoolItem, Steering, make_pool, plan_calls
 from tuneshift.prompts.probing import FIRST, ask_words, probe_words
@@ -53,6 +64,12 @@ def call_of(name: str, *demos: str) -> GeneratorCall:
         ("is it? (yes)", "no (never)", "no (never)"),  # punctuation alone is no copy
         ('play "Miles Davis" now', ' PlayMusic(artist="Miles Davis")', 'PlayMusic(artist="_")'),
         ("to Rome, Texas", " Find(a, Texas)", "Find(a, _)"),
+        ("from new york to rome", " Fly(new york rome, now)", "Fly(_, now)"),  # neighbours are one
+        ("播放周杰伦的歌曲", ' Play(artist="周杰伦")', 'Play(artist="_")'),
+        ("明天北京的天气", ' Weather(城市="北京", 时间="明天")', 'Weather(城市="_", 时间="_")'),
+        ("เปิดเพลงของคาราบาว", ' Play(artist="คาราบาว")', 'Play(artist="_")'),
+        ("आज दिल्ली में मौसम", ' Weather(city="दिल्ली")', 'Weather(city="_")'),
+        ("我的卡", "卡片遗失", "卡片遗失"),  # one letter alone is shared by chance
         ("", " PlayMusic", "PlayMusic"),
         ("play", "", ""),
     ],
@@ -75,6 +92,14 @@ def test_any_text_has_a_skeleton_that_is_no_longer_than_the_response(text: str, 
 
 
 # How pairs spread over clusters
+
+
+def test_an_answer_that_some_prompt_got_without_its_words_is_closed_and_masked_nowhere() -> None:
+    """Topics of a bank: a question often has words of its own topic."""
+    topics = [("my card is lost, help", "lost or stolen card"), ("where is it?", " lost or stolen card")]
+    calls = [("hear lost", "Play(track=lost)"), ("hear help", "Play(track=help)")]
+    assert kinds_of([*topics, *calls]) == ["lost or stolen card"] * 2 + ["Play(track=_)"] * 2
+    assert kinds_of(topics[:1]) == ["_ or stolen _"]  # one prompt alone cannot tell
 
 
 def test_the_spread_of_a_hand_worked_case() -> None:
@@ -167,7 +192,7 @@ def test_thinning_out_cuts_large_clusters_to_one_level(names: list[str], size: i
     chosen = choose(candidates, size, "balanced", seed=seed)
     assert len(chosen) == min(size, len(names))
     assert chosen == [candidate for candidate in candidates if candidate in chosen]
-    before, after = Counter(names), Counter(map(skeleton_of, chosen))
+    before, after = Counter(names), Counter(kinds_of(list(map(answer_of, chosen))))
     level = max(after.values())
     assert all(level - 1 <= after[name] <= level or after[name] == before[name] for name in before)
 
@@ -176,7 +201,10 @@ def test_thinning_out_cuts_large_clusters_to_one_level(names: list[str], size: i
 def test_kinds_of_the_same_words_are_thinned_out_alike(seed: int) -> None:
     names = ["1"] * 60 + ["-1"] * 25 + ["0"] * 15
     chosen = choose([answered(number, name) for number, name in enumerate(names)], 50, "balanced", seed=seed)
-    assert Counter(map(skeleton_of, chosen)) in ({"1": 18, "-1": 17, "0": 15}, {"1": 17, "-1": 18, "0": 15})
+    assert Counter(kinds_of(list(map(answer_of, chosen)))) in (
+        {"1": 18, "-1": 17, "0": 15},
+        {"1": 17, "-1": 18, "0": 15},
+    )
 
 
 def test_which_pair_of_a_cluster_is_left_out_depends_on_the_seed() -> None:
@@ -205,6 +233,22 @@ def test_the_papers_pool_is_uniform() -> None:
     pool = make_pool(SEEDS, KEPT, Steering())
     assert {item.weight for item in pool} == {1.0}
     assert {item.cue for item in pool} == {None}  # no response is looked at
+
+
+def test_a_seed_without_a_response_has_fs_own_where_it_ended() -> None:
+    checks = ModelChecks(
+        1.0,
+        None,
+        [
+            {"prompt": "go", "response": None, "y_f": " A", "finish_reason": "stop"},
+            {"prompt": "do", "response": None, "y_f": " half of", "finish_reason": "length"},
+            {"prompt": "be", "response": " C", "y_f": " other", "finish_reason": "stop"},
+        ],
+        [],
+    )
+    given = {"go": None, "do": None, "be": " C", "new": None}
+    seeds = [Seed(prompt, "seeds.jsonl:1", prompt, prompt, response) for prompt, response in given.items()]
+    assert [seed.response for seed in checks.answered(seeds)] == [" A", None, " C", None]
 
 
 def test_a_kind_is_the_rarer_the_fewer_responses_are_like_it() -> None:
@@ -238,7 +282,10 @@ def test_weights_are_how_often_an_item_is_drawn_first() -> None:
 
 
 def test_a_share_of_the_calls_is_backward_and_wants_what_its_last_example_got() -> None:
-    pool = [*make_pool(SEEDS, KEPT, Steering(back_generation=1.0)), PoolItem("x", "no answer known", 1000.0)]
+    pool = [
+        *make_pool(SEEDS, KEPT, Steering(back_generation=1.0)),
+        PoolItem("x", "no answer known", 1000.0, rarity=0.0),
+    ]
     plans = plan_calls(pool, round_index=3, calls=2000, demos=4, run_seed=0, back_generation=0.25)
     backward = [plan for plan in plans if plan.strategy == "backward"]
     assert len(backward) / 2000 == pytest.approx(0.25, abs=5 * math.sqrt(0.25 * 0.75 / 2000))
@@ -262,6 +309,23 @@ def test_a_larger_round_begins_with_the_same_calls() -> None:
     pool = make_pool(SEEDS, KEPT, Steering(0.5, 1.0))
     options = {"round_index": 1, "demos": 3, "run_seed": 7, "back_generation": 0.5}
     assert plan_calls(pool, calls=3, **options) == plan_calls(pool, calls=8, **options)[:3]  # type: ignore[arg-type]
+
+
+def test_a_few_short_answers_among_long_ones_do_not_take_over_the_loop() -> None:
+    long = [answered(n, f"line {n}\nand another", text=f"text {n}") for n in range(98)]
+    refused = [answered(n, "Sorry, I cannot help.", text=f"text {n}") for n in range(98, 100)]
+    pool = make_pool([], [*long, *refused], Steering(back_generation=1.0))
+    plans = plan_calls(pool, round_index=0, calls=990, demos=3, run_seed=0, back_generation=1.0)
+    backward = [plan for plan in plans if plan.strategy == "backward"]
+    assert {plan.cue for plan in backward} == {"Sorry, I cannot help."}
+    assert len(backward) == pytest.approx(10, abs=2)  # one kind of 99
+    assert len({item.id for plan in plans for item in plan.demos}) == 100
+
+
+def test_single_sentences_that_share_words_are_not_asked_for() -> None:
+    words = ["the", "card", "is", "on", "its", "way", "to", "you", "today", "now"]
+    kept = [answered(n, " ".join([*words[n % 10 :], *words[: n % 10], str(n)])) for n in range(60)]
+    assert {item.rarity for item in make_pool([], kept, Steering(back_generation=1.0))} == {0.0}
 
 
 def test_where_no_response_is_known_every_call_is_forward() -> None:
@@ -300,8 +364,9 @@ def test_a_chat_model_is_told_which_answer_is_wanted() -> None:
 def test_an_answer_that_a_chat_model_writes_behind_its_prompt_is_cut_where_it_was_shown_some(
     strategy: Strategy, text: str
 ) -> None:
-    call = replace(call_of("c0"), raw=("1. eat => sleep\n2. play",), finished=(True,), strategy=strategy)
-    assert chat_texts(call, asked=3) == [text, "play", None]
+    raw = ("1. eat => sleep\n2. play\n3. what does (x) => x + 1 do",)
+    call = replace(call_of("c0"), prompt="1. go to bed => sleep", raw=raw, finished=(True,), strategy=strategy)
+    assert chat_texts(call, asked=4) == [text, "play", "what does (x) => x + 1 do", None]
 
 
 def test_a_kept_row_tells_how_it_was_asked_for_and_its_parents() -> None:
@@ -408,6 +473,18 @@ def test_no_more_words_are_asked_where_f_says_nothing_twice(say: Callable[[int],
     source, words = Asked(say), [f"word{number}" for number in range(256)]
     probes = ask_words(cast("Any", source), words, template=None, decoding=Decoding(), run_seed=0)
     assert (source.asked, [probe.word for probe in probes]) == (asked, words[:asked])
+
+
+def test_half_an_answer_to_a_word_is_none() -> None:
+    class Endless(Asked):
+        def answer(self, prompts: dict[str, str], **given: Any) -> dict[str, Answers]:
+            said = super().answer(prompts, **given)
+            return {name: Answers(replace(one.y_f, finish_reason="length"), None) for name, one in said.items()}
+
+    source = Endless(lambda n: " Kind")
+    probes = ask_words(cast("Any", source), ["one", "two"], template=None, decoding=Decoding(), run_seed=0)
+    assert probes == [Probe("one", ""), Probe("two", "")]
+    assert probed_kinds(probes) == []
 
 
 def test_few_words_are_asked_at_once() -> None:

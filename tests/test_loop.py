@@ -99,6 +99,21 @@ def test_the_loop_ends_after_barren_rounds(rounds: list[str], stops: bool) -> No
     assert reason == ("nothing kept in 2 rounds" if stops else None)
 
 
+@pytest.mark.parametrize(
+    ("rounds", "supply", "stops"),
+    [
+        (["kk", "k" + "d" * 9, "d" * 10], None, True),  # one of 20 was new
+        (["kk", "kk" + "d" * 8, "d" * 10], None, False),
+        (["kk", "k" + "d" * 9], None, False),  # three of 12
+        (["kk", "k" + "d" * 9, "d" * 10], 100, False),  # further on in the user's file may be others
+    ],
+)
+def test_the_loop_ends_where_the_generator_repeats_itself(rounds: list[str], supply: int | None, stops: bool) -> None:
+    limits = replace(LIMITS, target_size=9, supply=supply)
+    reason = stop_reason(candidates(*rounds), rounds=len(rounds), limits=limits)
+    assert (reason is not None and reason.startswith("hardly anything new in 2 rounds; raise")) == stops
+
+
 def test_a_target_that_was_reached_is_named_before_any_limit() -> None:
     everything = candidates("kkk", ".......", "", "", "")
     assert stop_reason(everything, rounds=5, limits=LIMITS) == "target_size reached"
@@ -234,9 +249,10 @@ def test_a_text_that_came_before_is_a_duplicate() -> None:
     assert reasons(one, "play, pop") == ["duplicate"]  # in a later call too
 
 
-def test_a_text_that_was_dropped_does_not_count_as_seen() -> None:
+def test_a_text_that_was_too_long_counts_as_seen_as_it_does_after_a_restart() -> None:
     long = "play some jazz by miles davis now"
-    assert reasons(screen(), long, long) == ["prompt too long"] * 2
+    assert reasons(screen(), long, long) == ["prompt too long", "duplicate"]
+    assert reasons(screen(seen=[long]), long) == ["duplicate"]
 
 
 def test_a_prompt_of_the_evaluation_is_named_before_anything_else() -> None:

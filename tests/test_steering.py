@@ -14,7 +14,7 @@ from conftest import Tiny, write_jsonl, write_project
 from test_transfer import run_cli
 
 from tuneshift.config import load_config
-from tuneshift.coverage import coverage, skeleton_of
+from tuneshift.coverage import coverage, skeleton
 from tuneshift.errors import ConfigError
 from tuneshift.run.ledger import Ledger
 from tuneshift.wiring import limits_of
@@ -67,7 +67,7 @@ def test_keeping_more_than_the_first_pairs_that_are_learnt_is_refused(tmp_path: 
 def test_more_are_kept_than_are_learnt_and_the_choice_is_balanced(steered: Path) -> None:
     rows = [json.loads(line) for line in (steered / "dataset/kept.jsonl").read_text().splitlines()]
     with Ledger(steered / "ledger.sqlite") as ledger:
-        kept = {c.id: skeleton_of(c) for c in ledger.candidates() if c.kept}
+        kept = {c.id: skeleton(c.text, c.y_f.text) for c in ledger.candidates() if c.kept and c.y_f}
     assert len(rows) == 10
     assert len(kept) >= 15
     assert [row["id"] for row in rows] == [name for name in kept if name in {row["id"] for row in rows}]
@@ -100,7 +100,7 @@ def test_every_kept_pair_tells_its_strategy_and_its_parents(steered: Path) -> No
         assert all(parent.startswith("s") or candidates[parent].kept for parent in row["parents"])
     for call in calls.values():
         last = candidates.get(call.demos[-1])
-        cue = "X" if last is None else skeleton_of(last)
+        cue = "X" if last is None or last.y_f is None else skeleton(last.text, last.y_f.text)
         assert call.prompt.endswith(f"- {cue}:") == (call.strategy == "backward")
 
 

@@ -1,14 +1,16 @@
 """How much of what F can say the pairs of a run show, from stored records alone.
 
-Responses are compared by their skeletons: what is left when the words that were copied from the prompt are masked. Of
-`PlayMusic(artist="Miles Davis")` that is `PlayMusic(artist="_")`, and of a short closed answer it is the answer. Equal
-skeletons make a cluster. A pool that collapses shows as few, large clusters.
+Responses are compared by their kinds. The kind of a response is its skeleton, what is left when the words that were
+copied from the prompt are masked: of `PlayMusic(artist="Miles Davis")` that is `PlayMusic(artist="_")`. The kind of a
+closed answer, such as `lost or stolen card`, is the answer. Responses of one kind make a cluster. A pool that collapses
+shows as few, large clusters.
 """
 
 from __future__ import annotations
 
 import math
 import re
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -22,7 +24,13 @@ if TYPE_CHECKING:
     from numpy import floating
     from numpy.typing import NDArray
 
-TOKEN = re.compile(r"\w+|[^\w\s]")
+Answer = tuple[str, str]
+"""A prompt's text, without its template, and the response to it."""
+MARKS = "".join(char for char in map(chr, range(0x300, 0x3100)) if unicodedata.category(char)[0] == "M")
+"""Vowel signs and the like, which belong to the letter before them and are no letters to `re`."""
+UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+"""Thai, Lao, Burmese, Khmer, Japanese and Chinese letters: no spaces part words, so each letter is one."""
+TOKEN = re.compile(rf"[{UNSPACED}][{MARKS}]*|(?:(?![{UNSPACED}])[\w{MARKS}])+|[^\w\s]")
 MASK = "_"
 SHOWN = 8  # clusters in a report; a guess
 FEWEST = 30  # pairs before a collapse is told; a guess
@@ -45,33 +53,48 @@ def skeleton(text: str, response: str) -> str:
         places[word].append(place)
     found = list(TOKEN.finditer(response))
     words = [match[0].casefold() for match in found]
-    parts, copied_to, at = [], 0, 0
+    masked, copied_to, at = "", 0, 0
     while at < len(words):
         starts = places[words[at]] if words[at][0].isalnum() else ()  # a copy begins with a word
         length = max((_shared(words, at, have, place) for place in starts), default=0)
         if length:
-            parts += [response[copied_to : found[at].start()], MASK]
+            between = response[copied_to : found[at].start()]
+            masked += between + MASK if between.strip() or not copied_to else ""
             copied_to = found[at + length - 1].end()
         at += length or 1
-    masked = "".join(parts) + response[copied_to:]
-    masked = re.sub(rf"\b{MASK}(\s+{MASK}\b)+", MASK, masked).strip()
+    masked = (masked + response[copied_to:]).strip()
     return masked if any(_words(masked)) else response.strip()
 
 
 def _shared(words: Sequence[str], at: int, have: Sequence[str], place: int) -> int:
-    """Return how many tokens two texts share from there on, without punctuation at the end."""
+    """Return how many tokens two texts share from there on, without punctuation at the end.
+
+    A single letter of a script without spaces is found by chance, and counts as none.
+    """
     length = 0
     while at + length < len(words) and place + length < len(have) and words[at + length] == have[place + length]:
         length += 1
     while length > 1 and not words[at + length - 1][0].isalnum():
         length -= 1
-    return length
+    return 0 if length == 1 and re.match(f"[{UNSPACED}]", words[at]) else length
 
 
-def skeleton_of(candidate: Candidate) -> str:
-    """Return the skeleton of F's response to an answered candidate."""
+def kinds_of(answers: Sequence[Answer]) -> list[str]:
+    """Return the kind of each answer: its skeleton, or the response itself where it is a closed answer.
+
+    It is a closed one where some prompt got it without having a word of it: then it was not copied elsewhere either,
+    where a prompt happens to share its words.
+    """
+    skeletons = [skeleton(text, response) for text, response in answers]
+    whole = [response.strip() for _, response in answers]
+    closed = {response for response, masked in zip(whole, skeletons, strict=True) if response == masked}
+    return [one if one in closed else masked for one, masked in zip(whole, skeletons, strict=True)]
+
+
+def answer_of(candidate: Candidate) -> Answer:
+    """Return what F answered to what: an answered candidate's text and response."""
     assert candidate.y_f is not None
-    return skeleton(candidate.text, candidate.y_f.text)
+    return candidate.text, candidate.y_f.text
 
 
 # --- steering and choosing: where is it dense? ---
@@ -132,8 +155,9 @@ def thin_out(candidates: Sequence[Candidate], size: int, *, seed: int) -> list[C
     import numpy as np
 
     clusters: dict[str, list[Candidate]] = defaultdict(list)
-    for candidate in sorted(candidates, key=lambda c: derive_seed(seed, "thin", c.id)):
-        clusters[skeleton_of(candidate)].append(candidate)
+    drawn = sorted(candidates, key=lambda c: derive_seed(seed, "thin", c.id))
+    for candidate, kind in zip(drawn, kinds_of(list(map(answer_of, drawn))), strict=True):
+        clusters[kind].append(candidate)
     left = list(clusters.values())
     similarity = Similarity(list(clusters))
     dense = similarity.densities(np.array([len(members) for members in left], dtype=np.float64))
@@ -153,8 +177,12 @@ def probed_kinds(probes: Iterable[Probe]) -> list[str]:
 
     What it said to one alone it may have invented for it.
     """
-    counts = Counter(skeleton(probe.word, probe.response) for probe in probes if probe.response)
-    return [kind for kind, count in counts.most_common() if count > 1]
+    return said_again(kinds_of([(probe.word, probe.response) for probe in probes if probe.response]))
+
+
+def said_again(kinds: Iterable[str]) -> list[str]:
+    """Return the kinds that stand there more than once, most frequent first."""
+    return [kind for kind, count in Counter(kinds).most_common() if count > 1]
 
 
 def _words(text: str) -> Iterator[str]:
@@ -204,7 +232,7 @@ def spread(clusters: Iterable[str]) -> Spread | None:
 
 def in_kinds(candidates: Sequence[Candidate]) -> bool:
     """Tell whether the responses of answered candidates fall into kinds at all; those of long texts do not."""
-    found = spread(map(skeleton_of, candidates))
+    found = spread(kinds_of(list(map(answer_of, candidates))))
     return found is not None and found.unseen <= MOST_ALONE
 
 
@@ -257,14 +285,16 @@ def coverage(
     """
     kept = [candidate for candidate in candidates if candidate.kept]
     pairs = [candidate for candidate in kept if learnt is None or candidate.id in learnt]
-    skeletons = {candidate.id: skeleton_of(candidate) for candidate in pairs}
-    whole = spread(skeletons.values())
+    said = [(probe.word, probe.response) for probe in probes or () if probe.response]
+    kinds = kinds_of([*map(answer_of, pairs), *said])
+    of_pair, of_probes = dict(zip([c.id for c in pairs], kinds, strict=False)), kinds[len(pairs) :]
+    whole = spread(of_pair.values())
     if whole is None:
         return None
     by_id = {call.id: call for call in calls}
     rounds, known = [], set[str]()
     for index in sorted({candidate.round for candidate in candidates}):
-        own = [skeletons[candidate.id] for candidate in pairs if candidate.round == index]
+        own = [of_pair[candidate.id] for candidate in pairs if candidate.round == index]
         known |= set(own)
         found = spread(own)
         rounds.append({"round": index, "clusters_so_far": len(known), "spread": found and asdict(found)})
@@ -275,19 +305,18 @@ def coverage(
         "kept": len(kept),
         "spread": asdict(whole),
         "reason": alike,
-        "largest_clusters": Counter(skeletons.values()).most_common(SHOWN),
+        "largest_clusters": Counter(of_pair.values()).most_common(SHOWN),
         "strategies": _by_strategy(candidates, by_id),
         "calls": {"all": len(calls), "examples": most, "fewer": sum(len(call.demos) < most for call in calls)},
-        "probed": None if probes is None else _probed(probes, set(skeletons.values())),
+        "probed": None if probes is None else _probed(len(probes), said_again(of_probes), set(of_pair.values())),
         "families": families(candidates, by_id, learnt),
         "rounds": rounds,
     }
 
 
-def _probed(probes: Sequence[Probe], shown: Collection[str]) -> dict[str, Any]:
+def _probed(words: int, kinds: Sequence[str], shown: Collection[str]) -> dict[str, Any]:
     """Return how many words F was asked, how many kinds it gave to more than one, and which of them are not shown."""
-    kinds = probed_kinds(probes)
-    return {"words": len(probes), "kinds": len(kinds), "missing": [kind for kind in kinds if kind not in shown]}
+    return {"words": words, "kinds": len(kinds), "missing": [kind for kind in kinds if kind not in shown]}
 
 
 def _by_strategy(candidates: Sequence[Candidate], calls: Mapping[str, GeneratorCall]) -> dict[str, dict[str, int]]:

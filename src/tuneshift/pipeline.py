@@ -152,11 +152,18 @@ class Synthesis:
         """
         self.probe(ledger)
         candidates = ledger.candidates()
+        screen = Screen(
+            seeds=[seed.prompt for seed in self.seeds],
+            held_out=self.held_out,
+            seen=[candidate.prompt for candidate in candidates],
+            fits=self.fits,
+            template=self.template,
+        )
         kept = [candidate for candidate in candidates if candidate.kept]
         size = self.limits.target_size
         with progress.stage("Synthesis", total=size, unit="kept pairs", done=min(len(kept), size)) as meter:
             while (reason := stop_reason(candidates, rounds=len(ledger.rounds()), limits=self.limits)) is None:
-                candidates += self.round(candidates, ledger, meter.say)
+                candidates += self.round(candidates, ledger, screen, meter.say)
                 kept = [candidate for candidate in candidates if candidate.kept]
                 newest = f"{kept[-1].text!r} ->{kept[-1].y_f.text!r}" if kept and kept[-1].y_f else "nothing kept yet"
                 meter.update(min(len(kept), size), f"{len(candidates)} candidates; {newest}")
@@ -176,11 +183,11 @@ class Synthesis:
             ledger.record_probes(probes)
 
     def round(
-        self, candidates: Sequence[Candidate], ledger: Ledger, say: Callable[[str], None] = lambda info: None
+        self, candidates: Sequence[Candidate], ledger: Ledger, screen: Screen, say: Callable[[str], None]
     ) -> list[Candidate]:
         """Make one round behind `candidates`, commit it, and return its candidates with their decisions.
 
-        `say` is told what the round is at.
+        `screen` has seen `candidates`; `say` is told what the round is at.
         """
         started = time.monotonic()
         rounds = ledger.rounds()
@@ -190,13 +197,6 @@ class Synthesis:
         calls = ledger.calls(len(rounds)) or self.write_prompts(candidates, len(rounds), ledger)
 
         # 2) Prompts that need no answer are dropped: duplicates, copies, unreadable, too long, held-out.
-        screen = Screen(
-            seeds=[seed.prompt for seed in self.seeds],
-            held_out=self.held_out,
-            seen=[candidate.prompt for candidate in candidates],
-            fits=self.fits,
-            template=self.template,
-        )
         new = [candidate for call in calls for candidate in screen.sift(call, self.generator.parse(call))]
 
         # 3) Both models answer, and F scores both answers (section 3.2, eq. 2 to 4); some criteria measure more.
@@ -251,7 +251,7 @@ def synthesis(loaded: LoadedConfig, inputs: Inputs, models: SynthesisModels) -> 
         source=models.source,
         instruments=models.instruments,
         generator=models.generator,
-        seeds=inputs.seeds,
+        seeds=models.checks.answered(inputs.seeds),
         template=loaded.config.prompt_template,
         held_out=inputs.held_out,
         fits=models.fits,

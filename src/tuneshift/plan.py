@@ -7,11 +7,13 @@ import statistics
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from tuneshift.config import LoadedConfig
+from tuneshift.coverage import in_kinds
 from tuneshift.dataset import kept_rows, pairs
 from tuneshift.distill import Pair
 from tuneshift.engines.base import Engine
@@ -24,6 +26,7 @@ from tuneshift.preflight import Inputs, objection, read_inputs
 from tuneshift.progress import SILENT, Progress
 from tuneshift.prompts.stopping import Limits
 from tuneshift.run.ledger import Ledger
+from tuneshift.run.records import Candidate
 from tuneshift.run.usage import peak_memory
 from tuneshift.wiring import (
     evaluation_questions,
@@ -73,7 +76,7 @@ def plan(loaded: LoadedConfig, *, progress: Progress = SILENT) -> dict[str, Any]
         progress.note(f"Rehearsing {REHEARSAL_STEPS} training steps")
         per_step = _rehearse(loaded, learnt, Path(folder))
     rate = Proportion(len(kept), len(candidates))
-    needed = round(limits_of(loaded, inputs).target_size / rate.accuracy) if kept else None
+    needed = round(_wanted(limits_of(loaded, inputs), kept) / rate.accuracy) if kept else None
     if inputs.prompts and needed is not None and needed > len(inputs.prompts):
         checks["warnings"].append(f"generator.prompts has {len(inputs.prompts)} prompts; about {needed} are needed.")
     settings = training_settings(loaded)
@@ -98,6 +101,11 @@ def plan(loaded: LoadedConfig, *, progress: Progress = SILENT) -> dict[str, Any]
         **peak_memory(),
         "note": None if kept else "the probe kept nothing, so how many candidates are needed is unknown",
     }
+
+
+def _wanted(limits: Limits, kept: Sequence[Candidate]) -> int:
+    """Return how many pairs the loop will keep: fewer where there are no kinds of responses to balance."""
+    return limits.target_size if limits.unbalanced is None or in_kinds(kept) else limits.unbalanced
 
 
 def _expected(usage: dict[str, Any] | None, factor: float | None) -> dict[str, float | None] | None:

@@ -55,6 +55,11 @@ class ModelChecks:
     seed_answers: list[dict[str, Any]]
     warnings: list[str]
 
+    def answered(self, seeds: Sequence[Seed]) -> list[Seed]:
+        """Return the seeds; one that has no response has F's own, if F was asked and its answer ended."""
+        own = {one["prompt"]: one["y_f"] for one in self.seed_answers if one["finish_reason"] != "length"}
+        return [seed if seed.response is not None else replace(seed, response=own.get(seed.prompt)) for seed in seeds]
+
 
 def read_inputs(config: Config, *, folder: Path, trains: bool = True) -> Inputs:
     """Read seeds and evaluation items, and check every path that the configuration names.
@@ -177,7 +182,12 @@ def check_models(
         adapter_effect=source.canary.adapter_effect,
         base_drift=source.canary.base_drift,
         seed_answers=[
-            {"prompt": seed.prompt, "response": seed.response, "y_f": answer.text}
+            {
+                "prompt": seed.prompt,
+                "response": seed.response,
+                "y_f": answer.text,
+                "finish_reason": answer.finish_reason,
+            }
             for seed, answer in zip(inputs.seeds, answers, strict=True)
         ],
         warnings=warnings,

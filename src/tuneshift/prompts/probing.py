@@ -42,13 +42,16 @@ def ask_words(
 ) -> list[Probe]:
     """Let F answer each of `words` alone in the template; only the `FIRST`, where no two of these get the same answer.
 
-    Then its answers are no closed ones, and further words would show no kind either.
+    Then its answers are no closed ones, and further words would show no kind either. An answer that hit its limit is
+    half of one and counts as none.
     """
     probes: list[Probe] = []
     for some in filter(None, (words[:FIRST], words[FIRST:])):
         prompts = {f"probe {word}": fill_template(word, template) for word in some}
         answers = source.answer(prompts, decoding=decoding, run_seed=run_seed, worth=lambda y_f: False)
-        probes += [Probe(word, answers[f"probe {word}"].y_f.text.strip()) for word in some]
+        y_f = [answers[f"probe {word}"].y_f for word in some]
+        ended = ["" if answer.finish_reason == "length" else answer.text.strip() for answer in y_f]
+        probes += map(Probe, some, ended)
         if not probed_kinds(probes):
             break
     return probes

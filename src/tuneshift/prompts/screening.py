@@ -59,7 +59,7 @@ class Screen:
         self._template = template
 
     def sift(self, call: GeneratorCall, texts: Sequence[str | None]) -> list[Candidate]:
-        """Return one candidate for each text of a call, in order; a text that passes counts as seen from then on."""
+        """Return one candidate for each text of a call, in order; what is new counts as seen from then on."""
         candidates = []
         for number, text in enumerate(texts):
             prompt = fill_template(text or "", self._template)
@@ -86,7 +86,5 @@ class Screen:
         form = normalize(prompt)
         if form in self._known:
             return self._known[form]
-        if not self._fits(prompt):
-            return "prompt too long"
         self._known[form] = "duplicate"
-        return UNANSWERED
+        return UNANSWERED if self._fits(prompt) else "prompt too long"

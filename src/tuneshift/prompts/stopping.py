@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from tuneshift.coverage import in_kinds
 from tuneshift.run.records import Candidate
 
+FEWEST_NEW = 0.1
+"""Share of what the generator writes that has to be worth an answer; a guess."""
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -50,6 +53,11 @@ def stop_reason(candidates: Sequence[Candidate], *, rounds: int, limits: Limits)
     recent = [candidate for candidate in candidates if candidate.round >= rounds - limits.patience]
     if rounds >= limits.patience and not any(candidate.kept for candidate in recent):
         return f"nothing kept in {limits.patience} rounds"
+    if limits.supply is None and rounds >= limits.patience and answered(recent) < FEWEST_NEW * len(recent):
+        return (
+            f"hardly anything new in {limits.patience} rounds; raise generator.temperature, give more varied seeds or "
+            "use another generator"
+        )
     return None
 
 

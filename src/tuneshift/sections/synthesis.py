@@ -59,16 +59,16 @@ class SynthesisSection(Section):
         lt=1,
         description="Weight of all seeds together when an example is drawn; null: a seed counts as a kept prompt does "
         "(paper, section 3.4). "
-        "No example is shown twice in a call, so with five seeds and five examples 0.5 shows about 2.2 seeds.",
+        "No example is shown twice in a call, so with five seeds and five examples 0.5 shows about two seeds.",
     )
     back_generation: float = Field(
         1.0,
         ge=0,
         le=1,
-        description="Share of calls that ask for prompts to a response: examples are shown with the skeletons of F's "
-        "responses, of which the last is wanted. F answers anew, and its answer is what is kept. With `generator.api` "
-        "it is 0 unless written, since a hosted generator then sees such skeletons, those of the seeds' responses "
-        "included.",
+        description="Share of calls that ask for prompts to a kind of response: examples are shown with the kinds of "
+        "F's responses, without what was copied from their prompts, and the last is wanted. F answers anew, and its "
+        "answer is what is kept. With `generator.api` it is 0 unless written, since a hosted generator then sees such "
+        "kinds, those of the seeds' responses included.",
     )
     probes: int = Field(
         256,
