@@ -165,6 +165,13 @@ def test_coverage_is_told_of_the_kept_pairs_until_those_that_are_learnt_are_chos
     assert "generator calls" not in " ".join(coverage_sentences(coverage(candidates, calls[:1]) or {}))
 
 
+def test_how_the_kinds_grew_is_told_of_ever_fewer_rounds_and_the_last() -> None:
+    kept = [replace(answered(n, f"Kind{n // 2}"), round=n) for n in range(7)]
+    found = coverage(kept, [call_of("c0", "s0")])
+    assert found is not None
+    assert "Kinds up to round 1: 1, 2: 1, 4: 2, 7: 4." in coverage_sentences(found)
+
+
 def test_prompts_from_a_file_descend_from_nothing() -> None:
     assert families([answered(0, "a")], {"c0": call_of("c0")}) == {}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tuneshift.coverage import SHOWN, collapse
@@ -26,6 +26,8 @@ def spread_sentences(found: Mapping[str, Any]) -> list[str]:
 def coverage_sentences(found: Mapping[str, Any]) -> list[str]:
     """Return what `coverage` found, a sentence each; a sentence that warns begins with "Warning: "."""
     told = spread_sentences(found)
+    if found["reason"] is None and len(found["rounds"]) > 1:
+        told.append(f"Kinds up to round {growth(found['rounds'])}.")
     if (probed := found["probed"]) is not None:
         missing = ", ".join(probed["missing"][:SHOWN]) + (", ..." if len(probed["missing"]) > SHOWN else "")
         told.append(
@@ -46,6 +48,13 @@ def coverage_sentences(found: Mapping[str, Any]) -> list[str]:
             "examples: there were no more, or no more fit into its context."
         )
     return told + [f"Warning: {warning}" for warning in collapse(found)]
+
+
+def growth(rounds: Sequence[Mapping[str, Any]]) -> str:
+    """Return how many kinds there were up to some of the rounds, ever further apart, and up to the last."""
+    last = len(rounds) - 1
+    shown = [one for place, one in enumerate(rounds) if (place + 1).bit_count() == 1 or place == last]
+    return ", ".join(f"{one['round'] + 1}: {one['clusters_so_far']}" for one in shown)
 
 
 def cluster_rows(found: Mapping[str, Any]) -> list[list[str]]:
