@@ -346,5 +346,6 @@ def collapse(found: Mapping[str, Any]) -> list[str]:
         warnings.append(f"two of {whole['clusters']} kinds of responses are {held:.0%} of the {pairs}: {advice}")
     seed, share = next(iter(found["families"].items()), ("", 0.0))
     if len(found["families"]) >= 3 and share > MOST_OF_ONE_SEED:
-        warnings.append(f"{share:.0%} of the {pairs} descend from seed {seed}: synthesis.seed_share shows all more.")
+        advice = "a higher synthesis.seed_share shows all seeds more."
+        warnings.append(f"{share:.0%} of the {pairs} descend from seed {seed}: {advice}")
     return warnings

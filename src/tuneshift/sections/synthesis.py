@@ -108,7 +108,12 @@ class SynthesisSection(Section):
     )
     max_candidates: int = Field(10_000, ge=1, description="Stop when F has answered this many candidates.")
     max_rounds: int = Field(500, ge=1, description="Stop after this many rounds.")
-    patience: int = Field(3, ge=1, description="Stop with a diagnosis after this many rounds that kept nothing.")
+    patience: int = Field(
+        3,
+        ge=1,
+        description="Stop with a diagnosis after this many rounds that kept nothing, or in which less than a tenth of "
+        "what the generator wrote was new.",
+    )
 
     @model_validator(mode="after")
     def _chooses(self) -> Self:

@@ -270,9 +270,8 @@ def _interactions(settings: Mapping[str, Any], cells: Sequence[Cell]) -> Iterato
             both = [replicate for replicate in four[0] if all(replicate in answers for answers in four)]
             compared: Row = NOT_TRAINED
             if first.trainings.get(name) == second.trainings.get(name) and both:
-                compared = SAME_TRAININGS | {
-                    "alike": len(both)
-                }  # its lead differs by the reference alone, which `_across` compares
+                # Its lead differs by the reference alone, which `_across` compares.
+                compared = SAME_TRAININGS | {"alike": len(both)}
             elif both:
                 a, b, c, d = (_array([answers[one] for one in both]) for answers in four)
                 found, test = interaction_over_seeds((a, b), (c, d))
