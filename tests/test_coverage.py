@@ -35,7 +35,7 @@ from tuneshift.prompts.generators import chat_request, chat_texts, few_shot_prom
 from tuneshift.prompts.pool import Plan, PoolItem, Steering, make_pool, plan_calls
 from tuneshift.prompts.probing import FIRST, ask_words, probe_words
 from tuneshift.report.coverage import coverage_sentences
-from tuneshift.run.records import Candidate, GeneratorCall, Probe, Response, Strategy
+from tuneshift.run.records import Candidate, GeneratorCall, Probe, Response
 
 
 def answered(number: int, response: str, *, text: str = "play it", kept: bool = True, call: str = "c0") -> Candidate:
@@ -364,21 +364,19 @@ def test_a_chat_model_is_told_which_answer_is_wanted() -> None:
     assert asked.endswith("Generate 20 more samples whose answer is B(_), without the answer.")
 
 
-@pytest.mark.parametrize(
-    ("strategy", "text"),
-    [("forward", "eat => sleep"), ("backward", "eat"), ("probed", "eat"), ("listed", "eat => sleep")],
-)
+@pytest.mark.parametrize(("cue", "text"), [(None, "eat => sleep"), ("sleep", "eat")])
 def test_an_answer_that_a_chat_model_writes_behind_its_prompt_is_cut_where_it_was_shown_some(
-    strategy: Strategy, text: str
+    cue: str | None, text: str
 ) -> None:
     raw = ("1. eat => sleep\n2. play\n3. what does (x) => x + 1 do",)
-    call = replace(call_of("c0"), prompt="1. go to bed => sleep", raw=raw, finished=(True,), strategy=strategy)
+    call = replace(call_of("c0"), prompt="1. go to bed => sleep", raw=raw, finished=(True,), cue=cue)
     assert chat_texts(call, asked=4) == [text, "play", "what does (x) => x + 1 do", None]
 
 
 def test_a_kept_row_tells_how_it_was_asked_for_and_its_parents() -> None:
-    (row,) = kept_rows([answered(0, " A")], [call_of("c0", "s0", "p0007")], count_eos=False)
-    assert (row["strategy"], row["parents"]) == ("forward", ["s0", "p0007"])
+    call = replace(call_of("c0", "s0", "p0007"), strategy="backward", cue="B")
+    (row,) = kept_rows([answered(0, " A")], [call], count_eos=False)
+    assert (row["strategy"], row["cue"], row["parents"]) == ("backward", "B", ["s0", "p0007"])
 
 
 # Telling a collapse

@@ -96,11 +96,12 @@ def test_every_kept_pair_tells_its_strategy_and_its_parents(steered: Path) -> No
     assert {call.strategy for call in calls.values()} == {"forward", "backward"}
     for row in rows:
         call = calls[candidates[row["id"]].call_id]
-        assert (row["strategy"], row["parents"]) == (call.strategy, list(call.demos))
+        assert (row["strategy"], row["cue"], row["parents"]) == (call.strategy, call.cue, list(call.demos))
         assert all(parent.startswith("s") or candidates[parent].kept for parent in row["parents"])
     for call in calls.values():
         last = candidates.get(call.demos[-1])
         cue = "X" if last is None or last.y_f is None else skeleton(last.text, last.y_f.text)
+        assert call.cue == (cue if call.strategy == "backward" else None)
         assert call.prompt.endswith(f"- {cue}:") == (call.strategy == "backward")
 
 

@@ -31,7 +31,7 @@ def choose(kept: Sequence[Candidate], size: int, how: Selection, *, seed: int) -
 
 
 def kept_rows(kept: Sequence[Candidate], calls: Sequence[GeneratorCall], *, count_eos: bool) -> list[Row]:
-    """Return pairs with their provenance: how their calls asked, and the ids of the pool items that these showed.
+    """Return pairs with their provenance: how their calls asked, for what, and what these showed.
 
     `ppl_b` is `None` where the criterion needs no answer of B, and none was asked for.
     """
@@ -44,6 +44,7 @@ def kept_rows(kept: Sequence[Candidate], calls: Sequence[GeneratorCall], *, coun
             "ppl_f": candidate.y_f.perplexity(count_eos=count_eos),
             "ppl_b": candidate.y_b and candidate.y_b.finite_perplexity(count_eos=count_eos),
             "strategy": by_id[candidate.call_id].strategy,
+            "cue": by_id[candidate.call_id].cue,
             "parents": list(by_id[candidate.call_id].demos),
         }
         for candidate in kept

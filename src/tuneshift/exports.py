@@ -137,7 +137,7 @@ def parquet(rows: Sequence[Row]) -> Export:
     import pyarrow
     import pyarrow.parquet
 
-    kinds = dict.fromkeys(("id", "prompt", "response", "base_response", "strategy"), pyarrow.string())
+    kinds = dict.fromkeys(("id", "prompt", "response", "base_response", "strategy", "cue"), pyarrow.string())
     kinds |= dict.fromkeys(("ppl_f", "ppl_b"), pyarrow.float64()) | {"parents": pyarrow.list_(pyarrow.string())}
     schema = pyarrow.schema(kinds)
     buffer = io.BytesIO()

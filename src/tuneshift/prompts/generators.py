@@ -90,6 +90,7 @@ class PromptGenerator:
                     seconds=seconds,
                     decoding=asdict(decoding),
                     strategy=plan.strategy,
+                    cue=plan.cue,
                 )
             )
         return made
@@ -152,7 +153,7 @@ class PromptGenerator:
 def chat_texts(call: GeneratorCall, *, asked: int) -> list[str | None]:
     """Return the items of a chat model's list, and `None` for each that is missing of the `asked` ones."""
     texts = drop_truncated(parse_list(call.raw[0], asked=asked), finished=call.finished[0])
-    if call.strategy in ("backward", "probed"):  # examples had answers behind arrows, and so may what imitates them
+    if call.cue is not None:  # examples had answers behind arrows, and so may what imitates them
         parts = [text.rpartition(" => ") for text in texts]
         shown = [bool(head) and tail.strip() in call.prompt for head, _, tail in parts]
         texts = [part[0] if cut else text for text, part, cut in zip(texts, parts, shown, strict=True)]

@@ -71,6 +71,7 @@ class HostedGenerator:
                 seconds=seconds,
                 decoding=asdict(self.decoding),
                 strategy=plan.strategy,
+                cue=plan.cue,
             )
             for question, plan, reply in zip(questions, plans, replies, strict=True)
         ]

@@ -51,6 +51,7 @@ COLUMNS = {
     "ppl_f": "perplexity of F's response under F",
     "ppl_b": "perplexity of B's response under F; null where B was not asked",
     "strategy": "how G was asked: forward (more like these), backward or probed (prompts to a response), or listed",
+    "cue": "the kind of response that a backward or probed call wanted prompts for",
     "parents": "ids of the examples that the generator was shown",
 }
 

@@ -23,13 +23,14 @@ from tuneshift.errors import RunDirectoryError
 from tuneshift.run.records import Candidate, GeneratorCall, Probe, Usage
 
 APPLICATION_ID = 0x54534B44  # "TSKD"
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE calls (
     id TEXT PRIMARY KEY, round INTEGER NOT NULL, demos TEXT NOT NULL, prompt TEXT NOT NULL, raw TEXT NOT NULL,
     finished TEXT NOT NULL, generated_tokens INTEGER NOT NULL, seconds REAL NOT NULL, decoding TEXT NOT NULL,
-    strategy TEXT NOT NULL CHECK (strategy IN ('forward', 'backward', 'probed', 'listed'))
+    strategy TEXT NOT NULL CHECK (strategy IN ('forward', 'backward', 'probed', 'listed')),
+    cue TEXT
 );
 CREATE TABLE rounds (round INTEGER PRIMARY KEY, tau REAL NOT NULL, seconds REAL NOT NULL, decoding TEXT NOT NULL);
 CREATE TABLE candidates (
@@ -155,11 +156,11 @@ class Ledger:
         """Commit generator calls with their raw text, before anything is parsed."""
         with self._transaction():
             self._db.executemany(
-                "INSERT INTO calls VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                "INSERT INTO calls VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 [
                     (
                         *(c.id, c.round, json.dumps(c.demos), c.prompt, json.dumps(c.raw), json.dumps(c.finished)),
-                        *(c.generated_tokens, c.seconds, json.dumps(c.decoding), c.strategy),
+                        *(c.generated_tokens, c.seconds, json.dumps(c.decoding), c.strategy, c.cue),
                     )
                     for c in calls
                 ],

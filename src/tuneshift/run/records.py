@@ -69,8 +69,9 @@ class GeneratorCall:
     """One call of the prompt generator.
 
     `demos` are the ids of the pool items shown to it; `raw` is what it wrote, before any parsing, one entry per
-    continuation, with `finished` false where the length limit cut it. `decoding` holds the fields of `Decoding`. A
-    backward call wants prompts to the response of its last demo, a probed call to one that F gave to probes.
+    continuation, with `finished` false where the length limit cut it. `decoding` holds the fields of `Decoding`. `cue`
+    is the kind of response that prompts were wanted for: in a backward call that of its last demo's, in a probed one
+    that of F's to probes, in others `None`.
     """
 
     id: str
@@ -83,6 +84,7 @@ class GeneratorCall:
     seconds: float
     decoding: dict[str, Any]
     strategy: Strategy = "forward"
+    cue: str | None = None
 
 
 @dataclass(frozen=True)
