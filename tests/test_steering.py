@@ -24,8 +24,8 @@ SYNTHESIS = {"preset": "tuneshift", "target_size": 10, "oversample": 1.5, "back_
 
 def project(folder: Path, tiny: Tiny) -> Path:
     config = write_project(folder, tiny, synthesis=SYNTHESIS)
-    seeds = [json.loads(line) for line in (folder / "seeds.jsonl").read_text().splitlines()]
-    write_jsonl(folder / "seeds.jsonl", [{**seed, "response": " X"} for seed in seeds])
+    first, *seeds = [json.loads(line) for line in (folder / "seeds.jsonl").read_text().splitlines()]
+    write_jsonl(folder / "seeds.jsonl", [first, *({**seed, "response": " X"} for seed in seeds)])
     return config
 
 
@@ -94,13 +94,18 @@ def test_every_kept_pair_tells_its_strategy_and_its_parents(steered: Path) -> No
         calls = {call.id: call for call in ledger.calls()}
         candidates = {candidate.id: candidate for candidate in ledger.candidates()}
     assert {call.strategy for call in calls.values()} == {"forward", "backward"}
+    own = {call.cue for call in calls.values() if call.strategy == "backward" and call.demos[-1] == "s000"}
+    assert len(own) == 1
+    assert own.isdisjoint({"X", None})
     for row in rows:
         call = calls[candidates[row["id"]].call_id]
         assert (row["strategy"], row["cue"], row["parents"]) == (call.strategy, call.cue, list(call.demos))
         assert all(parent.startswith("s") or candidates[parent].kept for parent in row["parents"])
     for call in calls.values():
         last = candidates.get(call.demos[-1])
-        cue = "X" if last is None or last.y_f is None else skeleton(last.text, last.y_f.text)
+        cue = call.cue if call.demos[-1] == "s000" else "X"  # the first seed has F's own answer
+        if last is not None and last.y_f is not None:
+            cue = skeleton(last.text, last.y_f.text)
         assert call.cue == (cue if call.strategy == "backward" else None)
         assert call.prompt.endswith(f"- {cue}:") == (call.strategy == "backward")
 
