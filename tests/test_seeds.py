@@ -90,6 +90,12 @@ def test_one_arms_accuracy_with_one_seed_has_wilsons_interval() -> None:
     assert found.interval.high > 0.1
 
 
+@pytest.mark.parametrize("right", [False, True])
+def test_seeds_that_all_answer_alike_tell_nothing_of_other_items(right: bool) -> None:
+    found = accuracy_over_seeds([[right] * 20] * 3)
+    assert found.interval == Proportion(20 * right, 20).interval()
+
+
 def test_seeds_that_differ_widen_the_interval() -> None:
     alike, apart = ([[True, False] * 50] * 2, [[True] * 100, [False] * 100])
     narrow, wide = accuracy_over_seeds(alike).interval, accuracy_over_seeds(apart).interval

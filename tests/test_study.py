@@ -27,9 +27,10 @@ from mock_api import KEY, MockApi
 from test_transfer import run_cli
 
 import tuneshift
+from tuneshift.config import LoadedConfig
 from tuneshift.configfile import lay_over
 from tuneshift.criteria import Criterion, decide, score_of
-from tuneshift.engines.base import Weights
+from tuneshift.engines.base import Engine, Weights
 from tuneshift.engines.opening import open_engine
 from tuneshift.engines.options import EngineOptions
 from tuneshift.errors import ConfigError, DataError, InUse
@@ -453,7 +454,7 @@ def test_candidates_of_other_settings_are_not_mixed(
     path.write_text(json.dumps(STUDY | {"candidates": 40}))
     for arguments in ([], ["--dry-run"]):
         assert run_cli("study", str(path), "--run-dir", str(root), *arguments) == 4
-        assert "synthesis.max_candidates: 20 -> 40" in capsys.readouterr().err
+        assert "were written for `candidates: 20`, and the study now says 40" in capsys.readouterr().err
 
 
 def test_given_pairs_that_the_target_cannot_read_are_left_out_and_counted(finished: Path) -> None:
@@ -552,6 +553,25 @@ def test_a_study_that_was_killed_at_random_instants_writes_the_same_tables(tiny:
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "reference" / name).read_bytes(), name
     left = [path for path in (tmp_path / "killed").rglob("*.part")]
     assert left == []
+
+
+def test_a_training_that_cells_share_answers_by_each_cells_own_engine(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    axes = {"batch": {"large": {}, "single": {"engine": {"batch_size": 1}}}}
+    arms = {"original": {"pairs": "train.jsonl"}}
+    path = write_study(tmp_path, tiny, axes=axes, replicates=[0], candidates=2, size=2, arms=arms, reference="original")
+    opened, original = [], study_run.open_trained
+
+    def recorded(loaded: LoadedConfig, adapter: Path) -> Engine:
+        opened.append(loaded.config.engine.batch_size)
+        return original(loaded, adapter)
+
+    monkeypatch.setattr(study_run, "open_trained", recorded)
+    study_run.run_study(load_study(path), tmp_path / "done")
+    assert len(list((tmp_path / "done/trainings").iterdir())) == 1
+    assert len(opened) == 2
+    assert 1 in opened
 
 
 # Several processes
@@ -708,6 +728,9 @@ def test_processes_share_a_study_and_one_that_is_killed_leaves_its_work_to_the_o
         ({"arms": {"first": {"criterion": {"tau": 0.5}}}}, "arms.first.criterion.tau: Input should be greater than 1"),
         ({"arms": {"source": {"criterion": "none"}}, "reference": "source"}, "'source' is that of a column or row"),
         ({"axes": {"arm": {"a": {}}}}, "'arm' is that of a column or row"),
+        ({"axes": {"chance": {"a": {}}}}, "'chance' is that of a column or row"),
+        ({"arms": {"first": {"criterion": "ppl_diff", "best": True}}}, "arm first: `best` needs a criterion that grad"),
+        ({"arms": {"first": {"pairs": "seeds", "best": True}}}, "`best` ranks by a `criterion`, and none is given"),
         ({"axes": {"task": {}}}, "the axis 'task' has no level"),
         ({"axes": {"task": {"a/b": {}}}}, "the name 'a/b' has other characters"),
         ({"axes": {"task": {"a": 3}}}, "axes.task.a: Input should be a valid dictionary (got 3)"),

@@ -76,7 +76,8 @@ def tables(replicates: int = 3, *, missing: tuple[str, ...] = ()) -> Tables:
                     training = None if arm in MODELS or gone else f"{arm}{task}{replicate}"
                     training = training if training is None or arm == "original" else training + base
                     reason = "kept 1 of 4 wanted" if gone else None
-                    row = {**key, "pairs": None, "training": training, "reason": reason, "questions": f"asked-{task}"}
+                    row = {**key, "candidates": None, "pairs": None, "training": training, "reason": reason}
+                    row["questions"] = f"asked-{task}"
                     rows.append(row)
                     outcomes += (
                         [] if gone else [{**key, "item": str(i), "correct": bool(c)} for i, c in enumerate(right)]
@@ -262,6 +263,29 @@ def test_what_guessing_gets_right_stands_above_the_arms_where_it_is_known(given:
     }  # fmt: skip
     page = markdown({**found, "settings": SETTINGS, "rows": known}, {})
     assert page.count("| guessing | 50.0% |") == 2
+
+
+def test_a_cell_that_has_fewer_candidates_than_were_wanted_says_so(given: Tables, found: dict[str, Any]) -> None:
+    short = {"task": "a", "base": "own", "replicate": "1"}
+    rows = [row | {"candidates": 12 if short.items() <= row.items() else 20} for row in given[0]]
+    page = markdown({**found, "settings": SETTINGS, "rows": rows}, {})
+    assert page.count("12 of 20 candidates") == page.count(" of 20 candidates") == 1
+
+
+def test_an_interaction_of_arms_that_trained_alike_was_not_measured(given: Tables) -> None:
+    """`floor` trains as the reference does within both cells, or in one replicate of both."""
+    for replicates, value in (("012", None), ("0", "measured")):
+        rows = [
+            row | {"training": f"filter{row['task']}{row['replicate']}{row['base']}"}
+            if row["arm"] == "floor" and row["replicate"] in replicates
+            else row
+            for row in given[0]
+        ]
+        found = summarize(SETTINGS, rows, given[1])
+        own = [one for one in found["interactions"] if one["arm"] == "floor"]
+        assert len(own) == 2
+        assert all((one["value"] is None) == (value is None) for one in own)
+        assert {one["alike"] for one in own} == {len(replicates)}
 
 
 def test_the_page_says_what_its_figures_rest_on(given: Tables, found: dict[str, Any]) -> None:

@@ -55,13 +55,14 @@ def accuracy_over_seeds(
 ) -> SeedEstimate:
     """Return one arm's mean accuracy; see `difference_over_seeds` for the interval.
 
-    With one seed it is Wilson's interval, which has a width at 0 and 1 too.
+    With one seed, or where all answers are alike, it is Wilson's interval over the items, which has a width at 0 and 1
+    too: more seeds on the same items tell nothing of others.
     """
     (values,) = _arrays(outcomes=outcomes)
     found = _estimate([values.astype(int)], resamples=resamples, seed=seed, level=level)
-    if len(values) > 1:
+    if len(values) > 1 and values.min() < values.max():
         return found
-    return replace(found, interval=Proportion(int(values.sum()), values.size).interval(level))
+    return replace(found, interval=Proportion(int(values[0].sum()), found.items).interval(level))
 
 
 def difference_over_seeds(

@@ -7,14 +7,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, model_validator
 
-from tuneshift.criteria import RULES
 from tuneshift.sections.base import PathText, Section, from_folder
 from tuneshift.sections.synthesis import CriterionSection, name_alone
 
 NAME = re.compile(r"^\w[\w.-]*$")
 COLUMNS = (
     "replicate", "arm", "criterion", "candidates", "pairs", "steps", "correct", "n", "accuracy", "training", "reason",
-    "questions", "item", "synthesis_seconds", "training_seconds",
+    "questions", "chance", "item", "synthesis_seconds", "training_seconds",
 )  # fmt: skip
 """Columns of a study's tables; an axis is a column too and needs another name."""
 MODELS = ("target before", "base", "source")
@@ -65,9 +64,8 @@ class ArmSection(Section):
     def _one_origin(self) -> ArmSection:
         if sum(origin is not None for origin in (self.criterion, self.pairs, self.prompts)) != 1:
             raise ValueError("give exactly one of `criterion`, `pairs` and `prompts`")
-        if self.best and (self.criterion is None or RULES[self.criterion.name].grade is None):
-            graded = ", ".join(name for name, rule in RULES.items() if rule.grade is not None)
-            raise ValueError(f"`best` needs a criterion that grades: {graded}")
+        if self.best and self.criterion is None:
+            raise ValueError("`best` ranks by a `criterion`, and none is given")
         if self.select == "balanced" and (self.criterion is None or self.best):
             raise ValueError("`select: balanced` chooses among what a `criterion` keeps, without `best`")
         return self

@@ -20,7 +20,7 @@ from tuneshift.run.ledger import Ledger
 from tuneshift.run.records import Candidate
 from tuneshift.study.grid import Arm, Unit
 from tuneshift.study.products import Products
-from tuneshift.wiring import criterion_on, training_settings
+from tuneshift.wiring import criterion_of, criterion_on, training_settings
 
 Drawn = TypeVar("Drawn")
 USABLE = Criterion(name="none")
@@ -172,7 +172,7 @@ def unmeasured_criteria(unit: Unit, products: Products, *, by_target: bool) -> l
     """Return the criteria of a unit's arms whose measures its candidates lack: those that T takes, or F and B."""
     with Ledger(products.synthesis(unit).ledger) as ledger:
         candidates = ledger.candidates()
-    criteria = [criterion_on(arm.criterion, candidates) for arm in unit.arms if arm.criterion is not None]
+    criteria = [criterion_of(arm.criterion) for arm in unit.arms if arm.criterion is not None]
     return [
         criterion
         for criterion in criteria

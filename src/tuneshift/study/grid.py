@@ -11,6 +11,7 @@ from typing import Any
 
 from tuneshift.config import LoadedConfig, check_config, load_config, validate
 from tuneshift.configfile import lay_over, read_mapping
+from tuneshift.criteria import RULES
 from tuneshift.datafiles import read_pairs, read_prompts
 from tuneshift.dataset import Selection
 from tuneshift.distill import Pair
@@ -141,8 +142,8 @@ def load_study(path: Path) -> Study:
 def _synthesis(candidates: int) -> dict[str, Any]:
     """Return the settings with which F answers `candidates` ones, whatever is kept.
 
-    No other limit is met before, unless rounds bring nothing but duplicates. `oversample` and `select` choose nothing
-    in a study, so candidates do not depend on them.
+    No other limit is met before, unless rounds bring nothing new or a file of prompts is used up. `oversample` and
+    `select` choose nothing in a study, so candidates do not depend on them.
     """
     limits = ("target_size", "max_candidates", "max_rounds", "patience")
     chosen_by_arms = {"oversample": 1, "select": "first"}
@@ -182,6 +183,9 @@ def _arms(
             raw = lay_over(loaded.raw, {"criterion": arm.criterion.model_dump(exclude_unset=True)})
             decided = check_config(raw, folder=loaded.folder, name=name, shown_as=f"{shown_as}, arm {name}")
             check_criterion(decided.config, inputs.seeds)
+            if arm.best and RULES[decided.config.criterion.name].grade is None:
+                graded = ", ".join(rule for rule, one in RULES.items() if one.grade is not None)
+                raise ConfigError(f"{shown_as}, arm {name}: `best` needs a criterion that grades: {graded}.")
             yield Arm(name, section.size, criterion=decided, best=arm.best, select=arm.select)
         elif arm.pairs == SEEDS:
             seeds = [Pair(seed.prompt, seed.response) for seed in inputs.seeds if seed.response]

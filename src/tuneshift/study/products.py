@@ -22,7 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from tuneshift.config import result_settings
+from tuneshift.configfile import read_mapping
 from tuneshift.distill import Pair
+from tuneshift.errors import ResumeRefused
 from tuneshift.run.directory import Lock, RunDirectory
 from tuneshift.run.ledger import Ledger
 from tuneshift.run.records import NO_USAGE, Usage
@@ -44,11 +46,18 @@ class Products:
         """Tell whether a unit has its candidates.
 
         Raises:
-            ResumeRefused: they were made by another configuration, or from other files.
+            ResumeRefused: they were made by another configuration, from other files, or of another number.
         """
         run = self.synthesis(unit)
         if not run.ledger.exists():
             return False
+        if run.is_described():
+            before = read_mapping(run.config)["synthesis"]["max_candidates"]
+            if before != unit.candidates:
+                raise ResumeRefused(
+                    f"{self.root}: its candidates were written for `candidates: {before}`, and the study now says "
+                    f"{unit.candidates}. Give another --run-dir, or undo the change; `size` and arms may change."
+                )
         return check_resumable(unit.loaded, run, unit.inputs.digests) and synthesis_finished(run)
 
     def budget(self, unit: Unit) -> AbstractContextManager[object]:

@@ -46,8 +46,10 @@ def write_results(study: Study, products: Products, trials: Sequence[Trial], pro
             outcomes += _outcomes(unit, trial.arm, answers)
             timings.append(_timing(trial, products))
     root = products.root
-    described = {"study": study.name, "settings": study.raw, "environment": _environment()}
-    results = {**described, **summarize(study.raw, rows, outcomes), "rows": rows}
+    read = study.section.model_dump(include={"candidates", "size", "reference"})  # a ${VARIABLE} has its value here
+    settings = study.raw | read
+    described = {"study": study.name, "settings": settings, "environment": _environment()}
+    results = {**described, **summarize(settings, rows, outcomes), "rows": rows}
     _write_parquet(root / "results.parquet", rows)
     _write_parquet(root / "outcomes.parquet", outcomes)
     _write_parquet(root / "timings.parquet", timings)

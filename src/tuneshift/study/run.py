@@ -336,17 +336,23 @@ def lacks_answers(trial: Trial, products: Products) -> bool:
 
 
 def train_and_ask(trials: Sequence[Trial], directory: RunDirectory, products: Products, progress: Progress) -> None:
-    """Train on the pairs that all of `trials` chose, and let the target answer their units' questions."""
+    """Train on the pairs that all of `trials` chose, and let the target answer each unit's questions by its engine."""
     first = trials[0]
     directory.keep()
     if not directory.training.exists():
         write_atomically(directory.dataset, jsonl([asdict(pair) for pair in first.pairs]))
         distill_run(first.unit.loaded, directory, progress)
     shutil.rmtree(directory.checkpoints, ignore_errors=True)
-    with closing(open_trained(first.unit.loaded, directory.adapter)) as engine:
-        for trial in trials:
-            path = products.outcomes(trial.unit, "T", trial.training)
-            answer_questions(engine, trial.unit, path, fine_tuned=True)
+    for _, group in itertools.groupby(sorted(trials, key=_opened_by), key=_opened_by):
+        members = list(group)
+        with closing(open_trained(members[0].unit.loaded, directory.adapter)) as engine:
+            for trial in members:
+                path = products.outcomes(trial.unit, "T", trial.training)
+                answer_questions(engine, trial.unit, path, fine_tuned=True)
+
+
+def _opened_by(trial: Trial) -> str:
+    return _target_of(trial.unit)
 
 
 def answer_questions(engine: Engine, unit: Unit, path: Path, *, fine_tuned: bool) -> None:

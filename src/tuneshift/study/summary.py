@@ -65,7 +65,8 @@ def summarize(settings: Mapping[str, Any], rows: Sequence[Row], outcomes: Sequen
     """
     cells = _cells(settings, rows, outcomes)
     arms, reference = list(settings["arms"]), settings["reference"]
-    bounds = [name for name, arm in settings["arms"].items() if arm.get("prompts") or arm.get("pairs", SEEDS) != SEEDS]
+    given = {name: arm.get("prompts") or arm.get("pairs") for name, arm in settings["arms"].items()}
+    bounds = [name for name, file in given.items() if file not in (None, SEEDS)]
     summaries = {
         cell.name: {
             "levels": dict(cell.levels),
@@ -189,8 +190,7 @@ def _compared(first: Cell, arm: str, second: Cell, other: str) -> Row | None:
     both = [replicate for replicate in after if replicate in before]
     if not both:
         return None
-    one, two = (cell.trainings.get(name, {}) for cell, name in ((first, arm), (second, other)))
-    alike = sum(replicate in one and one[replicate] == two.get(replicate) for replicate in both)
+    alike = sum(_same(first, arm, second, other, replicate) for replicate in both)
     if alike == len(both):
         return SAME_TRAININGS | {"alike": alike}
     arms = _array([before[each] for each in both]), _array([after[each] for each in both])
@@ -201,6 +201,12 @@ def _compared(first: Cell, arm: str, second: Cell, other: str) -> Row | None:
         "alike": alike,
         "least_shown": least_shown(found) if alike == 0 else None,
     }
+
+
+def _same(first: Cell, arm: str, second: Cell, other: str, replicate: str) -> bool:
+    """Tell whether two arms share their training in a replicate."""
+    training = first.trainings.get(arm, {}).get(replicate)
+    return training is not None and training == second.trainings.get(other, {}).get(replicate)
 
 
 def _tested(test: SeedTest) -> Row:
@@ -269,13 +275,19 @@ def _interactions(settings: Mapping[str, Any], cells: Sequence[Cell]) -> Iterato
             four = [cell.answers.get(arm, {}) for cell in (first, second) for arm in (reference, name)]
             both = [replicate for replicate in four[0] if all(replicate in answers for answers in four)]
             compared: Row = NOT_TRAINED
-            if first.trainings.get(name) == second.trainings.get(name) and both:
-                # Its lead differs by the reference alone, which `_across` compares.
-                compared = SAME_TRAININGS | {"alike": len(both)}
+            # Where the arm, or the reference, is the same in both cells, the leads differ by the other alone, which
+            # `_across` compares; where arm and reference are the same within both, there is no lead.
+            cells_of = ((first, name, second, name), (first, reference, second, reference))
+            within = ((first, name, first, reference), (second, name, second, reference))
+            alike = sum(
+                any(_same(*two, one) for two in cells_of) or all(_same(*two, one) for two in within) for one in both
+            )
+            if both and alike == len(both):
+                compared = SAME_TRAININGS | {"alike": alike}
             elif both:
                 a, b, c, d = (_array([answers[one] for one in both]) for answers in four)
                 found, test = interaction_over_seeds((a, b), (c, d))
-                compared = {**_difference(found), **_tested(test)}
+                compared = {**_difference(found), **_tested(test), "alike": alike}
             yield {**described, "arm": name, "reference": reference, **compared}
 
 

@@ -35,7 +35,8 @@ def markdown(results: Row, figures: dict[str, str]) -> str:
 
 def sections(results: Row) -> list[Section]:
     """Return what `results.json` holds: a section for each cell, for what is between cells, and for each mean."""
-    cells = [_cell(name, found, results["rows"]) for name, found in results["cells"].items()]
+    wanted = results["settings"]["candidates"]
+    cells = [_cell(name, found, results["rows"], wanted) for name, found in results["cells"].items()]
     between = _between_cells(results["across"], results["interactions"])
     return [*cells, *([between] if between else []), *map(_mean, results["means"])]
 
@@ -79,13 +80,19 @@ def introduction(results: Row) -> str:
     )
 
 
-def _cell(name: str, found: Row, rows: Sequence[Row]) -> Section:
+def _cell(name: str, found: Row, rows: Sequence[Row], wanted: int) -> Section:
     own = [row for row in rows if all(row[axis] == level for axis, level in found["levels"].items())]
+    counted = {row["replicate"]: row["candidates"] for row in own if row["candidates"] is not None}
+    fewer = [
+        f"Replicate {one}: {count} of {wanted} candidates; its generator had no more, or nothing new."
+        for one, count in counted.items()
+        if count < wanted
+    ]
     tables = [_arms(found["arms"], own, found["chance"]), _against(found), _recovery(found["arms"])]
     return Section(
         title=name,
         tables=[table for table in tables if table.rows],
-        notes=[f"Not trained: {arm}: {one['reason']}" for arm, one in found["arms"].items() if one["reason"]],
+        notes=[f"Not trained: {arm}: {one['reason']}" for arm, one in found["arms"].items() if one["reason"]] + fewer,
         figure=name,
         caption="Right answers, mean over replicates with 95 % interval; squares are not trained.",
         intervals=_intervals(found["arms"]),
