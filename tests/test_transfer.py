@@ -17,7 +17,12 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from tuneshift import cli
+from tuneshift.config import LoadedConfig
+from tuneshift.configfile import read_mapping
 from tuneshift.criteria import TOO_LONG
+from tuneshift.errors import MemoryLimitError
+from tuneshift.progress import Progress
+from tuneshift.run.directory import RunDirectory
 from tuneshift.run.ledger import Ledger, RoundSummary
 from tuneshift.run.records import Candidate
 
@@ -169,6 +174,32 @@ def test_a_changed_configuration_is_refused_with_a_diff(finished: Path, capsys: 
     assert code == 4
     assert "synthesis.target_size: 12 -> 13" in capsys.readouterr().err
     assert files(finished) == RUN_FILES
+
+
+def test_until_the_training_is_done_its_settings_may_change(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As after a step that did not fit into memory: candidates stay, and checkpoints of other settings go."""
+    config, run = str(finished.parent / "config.yaml"), tmp_path / "run"
+
+    def too_large(loaded: LoadedConfig, run: RunDirectory, progress: Progress) -> int:
+        (run.checkpoints / "checkpoint-1").mkdir(parents=True)
+        raise MemoryLimitError("too large")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("tuneshift.pipeline.distill_run", too_large)
+        assert run_cli("transfer", config, "--run-dir", str(run)) == 2
+    candidates = (run / "dataset/kept.jsonl").read_bytes()
+    monkeypatch.setattr("tuneshift.pipeline.synthesis_models", None)  # nothing is written or answered again
+    assert run_cli("transfer", config, "--run-dir", str(run), "--set", "criterion.tau=1.4") == 4
+    assert (run / "checkpoints/checkpoint-1").is_dir()
+    assert run_cli("transfer", config, "--run-dir", str(run), "--set", "distill.num_train_epochs=1") == 3
+    assert (run / "dataset/kept.jsonl").read_bytes() == candidates
+    assert len(json.loads((run / "training.json").read_text())["losses"]) == 1
+    assert read_mapping(run / "config.yaml")["distill"]["num_train_epochs"] == 1
+    capsys.readouterr()
+    assert run_cli("transfer", config, "--run-dir", str(run), "--set", "distill.num_train_epochs=3") == 4
+    assert "distill.num_train_epochs: 1 -> 3" in capsys.readouterr().err
 
 
 def test_json_is_the_last_line_of_stdout(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:

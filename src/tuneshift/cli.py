@@ -1,7 +1,7 @@
 """The command line. Results go to stdout, progress and messages to stderr.
 
 Exit codes: 0 done; 1 a bug; 2 a user error; 3 finished, but the verdict is "no improvement shown"; 4 refused to resume;
-130 interrupted with the state saved.
+130 or 143 interrupted with the state saved.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ EXIT_NO_IMPROVEMENT = 3
 app = typer.Typer(
     help="Move what a fine-tuned language model knows to another model, without the training data.",
     epilog="Exit codes: 0 done, 1 a bug, 2 user error, 3 finished but no improvement shown, 4 refused to resume, "
-    "130 interrupted with the state saved.",
+    "130 or 143 interrupted with the state saved.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

@@ -105,7 +105,8 @@ class LoadedConfig:
     """A checked configuration with what it was made from.
 
     `raw` is the mapping as written, with overrides and without expanded variables; `folder` is where its relative
-    paths start; `fingerprint` changes when a setting that can change results does (what files hold is not in it).
+    paths start; `fingerprint` changes when a setting that can change results does (what files hold is not in it),
+    and `synthesis_fingerprint` when one of them that is not the training's does.
     """
 
     config: Config
@@ -113,6 +114,7 @@ class LoadedConfig:
     folder: Path
     name: str
     fingerprint: str
+    synthesis_fingerprint: str
 
     def settings(self) -> dict[str, Any]:
         """Return every setting, defaults included, as written: what came from a variable stays the variable's name."""
@@ -139,8 +141,15 @@ def check_config(
     for override in overrides:
         apply_override(merged, override)
     config = validate(Config, merged, folder=folder, shown_as=shown_as)
-    fingerprint = hashlib.sha256(json.dumps(result_settings(config), sort_keys=True).encode()).hexdigest()
-    return LoadedConfig(config=config, raw=merged, folder=folder, name=name, fingerprint=fingerprint)
+    results = result_settings(config)
+    whole, synthesis = _fingerprint(results), _fingerprint({**results, "distill": None})
+    return LoadedConfig(
+        config=config, raw=merged, folder=folder, name=name, fingerprint=whole, synthesis_fingerprint=synthesis
+    )
+
+
+def _fingerprint(settings: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
 def result_settings(config: Config) -> dict[str, Any]:

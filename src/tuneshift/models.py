@@ -299,8 +299,9 @@ def enough_memory(what: str, remedy: str) -> Iterator[None]:
         if not is_out_of_memory(error):
             raise
         raise MemoryLimitError(
-            f"{what} does not fit into memory ({first_line(error)}). {remedy} `tuneshift size` tells what fits; the "
-            "same command continues the run."
+            f"{what} does not fit into memory ({first_line(error)}). {remedy} `tuneshift size` tells what fits. The "
+            "same command continues the run, until the training is done with other `distill` settings, too; another "
+            "setting needs another --run-dir."
         ) from error
 
 

@@ -182,7 +182,8 @@ class VllmEngine(OpenAIEngine):
                 raise
             raise ModelError(
                 f"engine.kind: vllm: a server ended in the middle of the run. The end of its log:\n{said[0]}\n"
-                "Most often memory runs out: lower engine.batch_size or engine.max_model_len. The same command goes on."
+                "Most often memory runs out: free some, and the same command goes on; or lower engine.batch_size or "
+                "engine.max_model_len, with another --run-dir."
             ) from error
 
     def _start(self, weights: Weights, options: VllmOptions) -> tuple[Endpoint, Endpoint | None]:

@@ -29,8 +29,7 @@ CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE calls (
     id TEXT PRIMARY KEY, round INTEGER NOT NULL, demos TEXT NOT NULL, prompt TEXT NOT NULL, raw TEXT NOT NULL,
     finished TEXT NOT NULL, generated_tokens INTEGER NOT NULL, seconds REAL NOT NULL, decoding TEXT NOT NULL,
-    strategy TEXT NOT NULL CHECK (strategy IN ('forward', 'backward', 'probed', 'listed')),
-    cue TEXT
+    strategy TEXT NOT NULL CHECK (strategy IN ('forward', 'backward', 'probed', 'listed')), cue TEXT
 );
 CREATE TABLE rounds (round INTEGER PRIMARY KEY, tau REAL NOT NULL, seconds REAL NOT NULL, decoding TEXT NOT NULL);
 CREATE TABLE candidates (

@@ -1,8 +1,12 @@
-"""Starting a run's ledger, and continuing one: only the same configuration on the same inputs may go on."""
+"""Starting a run's ledger, and continuing one: only the same configuration on the same inputs may go on.
+
+Until the training is done its own settings may change: a step that does not fit into memory costs no candidates.
+"""
 
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 
 from tuneshift.config import LoadedConfig
@@ -21,13 +25,17 @@ def open_ledger(loaded: LoadedConfig, run: RunDirectory, digests: Mapping[str, s
         ResumeRefused: it was started with settings or files that give other results; the message shows the difference.
         RunDirectoryError: the directory is new to TuneShift and holds other files.
     """
-    described = check_resumable(loaded, run, digests)
+    resumed = check_resumable(loaded, run, digests)
     run.keep()
-    if not described:
+    if not resumed:
         run.describe(loaded.raw, loaded.folder)
     ledger = Ledger(run.ledger)
+    if resumed and (ledger.meta("fingerprint") != loaded.fingerprint or changed_inputs(ledger, digests)):
+        run.describe(loaded.raw, loaded.folder)
+        shutil.rmtree(run.checkpoints, ignore_errors=True)  # of a training with other settings
     ledger.set_meta(
         fingerprint=loaded.fingerprint,
+        synthesis_fingerprint=loaded.synthesis_fingerprint,
         inputs=json.dumps(digests),
         folder=str(loaded.folder),
         name=loaded.name,
@@ -45,8 +53,11 @@ def check_resumable(loaded: LoadedConfig, run: RunDirectory, digests: Mapping[st
     run.keep()
     with Ledger(run.ledger) as ledger:
         before, other = ledger.meta("fingerprint"), changed_inputs(ledger, digests)
+        same_synthesis = ledger.meta("synthesis_fingerprint") == loaded.synthesis_fingerprint
     if before is None:
         return False
+    if same_synthesis and not run.training.exists():
+        before, other = loaded.fingerprint, [name for name in other if not name.startswith("distill.")]
     refusal = (
         f"{run.path}: this run was started with {{}}, so its results cannot be continued{{}} Give another --run-dir"
     )

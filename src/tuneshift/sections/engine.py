@@ -28,8 +28,8 @@ class EndpointSection(Section):
 class EngineSection(Section):
     """What runs the models.
 
-    Only `kind`, `batch_size` and the endpoints' models belong to what a run is: the other settings may change when a
-    stopped run is continued.
+    Only `kind`, `batch_size`, `max_model_len` and the endpoints' models belong to what a run is: the other settings may
+    change when a stopped run is continued.
     """
 
     kind: Literal["hf", "vllm", "openai"] = Field(

@@ -12,7 +12,9 @@ from tuneshift.sections.base import PathText, Section
 class RunSection(Section):
     """Where and how the run happens."""
 
-    dir: PathText | None = Field(None, description="Run directory; runs/<name of the YAML file> if null.")
+    dir: PathText | None = Field(
+        None, description="Run directory; null: runs/<name of the YAML file> in the current folder."
+    )
     seed: int = Field(0, ge=0, description="Seed from which every random choice is derived.")
     device: str = Field("auto", description="Torch device; `auto` is the first CUDA device, else the CPU.")
     dtype: str = Field(
