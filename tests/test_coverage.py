@@ -368,9 +368,9 @@ def test_a_chat_model_is_told_which_answer_is_wanted() -> None:
 def test_an_answer_that_a_chat_model_writes_behind_its_prompt_is_cut_where_it_was_shown_some(
     cue: str | None, text: str
 ) -> None:
-    raw = ("1. eat => sleep\n2. play\n3. what does (x) => x + 1 do",)
+    raw = ("1. eat => sleep\n2. play\n3. what does (x) => x + 1 do\n4. write x => bed",)
     call = replace(call_of("c0"), prompt="1. go to bed => sleep", raw=raw, finished=(True,), cue=cue)
-    assert chat_texts(call, asked=4) == [text, "play", "what does (x) => x + 1 do", None]
+    assert chat_texts(call, asked=5) == [text, "play", "what does (x) => x + 1 do", "write x => bed", None]
 
 
 def test_a_kept_row_tells_how_it_was_asked_for_and_its_parents() -> None:
@@ -385,12 +385,10 @@ def test_a_kept_row_tells_how_it_was_asked_for_and_its_parents() -> None:
 def told(sizes: Mapping[str, int], families: Mapping[str, float], strategy: str = "forward") -> list[str]:
     whole = spread(kind for kind, size in sizes.items() for _ in range(size))
     assert whole is not None
-    largest = Counter(sizes).most_common(8)
     return collapse(
         {
             "of": "kept",
-            "spread": asdict(whole),
-            "largest_clusters": largest,
+            "loop": asdict(whole),
             "families": families,
             "strategies": {strategy: {}},
         }

@@ -10,7 +10,6 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tuneshift.prompts.parsing import (
-    drop_truncated,
     extract_text,
     fill_template,
     parse_list,
@@ -270,12 +269,25 @@ def test_degenerate_repetition_does_not_hang(unit: str) -> None:
     assert len(parse_list(unit * (8000 // len(unit)), asked=20)) <= 20
 
 
-def test_drop_truncated() -> None:
-    items = ["a", "b"]
-    assert drop_truncated(items, finished=True) == ["a", "b"]
-    assert drop_truncated(items, finished=False) == ["a"]
-    assert drop_truncated([], finished=False) == []
-    assert items == ["a", "b"]
+@pytest.mark.parametrize(
+    ("text", "items"),
+    [
+        ("1. a one\n2. b two\n3. c thr", ["a one", "b two"]),
+        ("1. a one\n2. b two\n3.", ["a one", "b two"]),
+        ("1. a one\n2. b two\n3. c three\n4. d four\n5. e fi", ["a one", "b two", "c three"]),
+        ('["a one", "b two", "c thr', ["a one", "b two"]),
+        ("a one\n\nb two\n\nc thr", ["a one", "b two"]),
+        ("a o", []),
+        ("", []),
+    ],
+)
+def test_of_a_text_that_was_cut_off_only_the_half_item_is_left_out(text: str, items: list[str]) -> None:
+    assert parse_list(text, asked=3, finished=False) == items
+
+
+def test_a_model_that_is_stuck_on_line_breaks_is_read_at_once() -> None:
+    """Quadratic in the line breaks, this took longer than any run."""
+    assert parse_list("1. a\n2. b\n3. c" + "\n" * 2_000_000, asked=3) == ["a", "b", "c"]
 
 
 @pytest.mark.parametrize(

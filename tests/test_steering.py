@@ -120,7 +120,7 @@ def test_verdict_reports_and_show_tell_the_coverage_of_what_is_learnt(
     assert found is not None
     assert found["probed"]["words"] > 3
     assert (found["of"], found["kept"], found["spread"]["pairs"]) == ("learnt", kept, 10)
-    assert sum(row["spread"]["pairs"] for row in found["rounds"] if row["spread"]) == 10
+    assert sum(row["spread"]["pairs"] for row in found["rounds"] if row["spread"]) == found["loop"]["pairs"] == kept
     assert json.loads((steered / "verdict.json").read_text())["coverage"] == json.loads(json.dumps(found))
     told = f"10 learnt pairs of {kept} kept"
     assert told in (steered / "report.md").read_text()

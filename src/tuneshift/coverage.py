@@ -196,10 +196,10 @@ def _words(text: str) -> Iterator[str]:
 class Spread:
     """How a number of pairs spreads over clusters.
 
-    `entropy` is in nats; `effective` is exp(entropy), the number of equally large clusters with that entropy. `unseen`
-    estimates the chance that one more pair opens a new cluster: the share of clusters of one pair (Good-Turing, Good
-    1953). `expected` estimates how many clusters there are, those that were not seen included, from below (Chao1, Chao
-    1984, bias-corrected).
+    `entropy` is in nats; `effective` is exp(entropy), the number of equally large clusters with that entropy. `largest`
+    and `two_largest` are the shares of the pairs in them. `unseen` estimates the chance that one more pair opens a new
+    cluster: the share of clusters of one pair (Good-Turing, Good 1953). `expected` estimates how many clusters there
+    are, those that were not seen included, from below (Chao1, Chao 1984, bias-corrected).
     """
 
     pairs: int
@@ -207,6 +207,7 @@ class Spread:
     entropy: float
     effective: float
     largest: float
+    two_largest: float
     unseen: float
     expected: float
 
@@ -225,6 +226,7 @@ def spread(clusters: Iterable[str]) -> Spread | None:
         entropy=entropy,
         effective=math.exp(entropy),
         largest=max(counts.values()) / n,
+        two_largest=sum(count for _, count in counts.most_common(2)) / n,
         unseen=once / n,
         expected=len(counts) + once * (once - 1) / (2 * (twice + 1)),
     )
@@ -278,37 +280,42 @@ def coverage(
 ) -> dict[str, Any] | None:
     """Return how the pairs of a run cover what F says, as plain data; `None` where nothing is kept.
 
-    `of` says which pairs: those that are `learnt`, given by their ids, or with `None` all of the `kept` ones. `rounds`
-    holds for each round its own spread and how many clusters there are up to it. Where no two responses are alike, as
-    between long texts, clusters tell nothing, and `reason` says so. `calls` counts the generator's calls, and how many
-    of them showed fewer than the most examples. `probed` tells which kinds of responses to `probes` the pairs lack.
+    `of` says which pairs: those that are `learnt`, given by their ids, or with `None` all of the `kept` ones; their
+    `spread`, largest clusters, families, and what they lack of F's answers to probes are told. `loop` is the spread of
+    all kept pairs: those that are learnt were chosen for their kinds, and tell nothing of what the loop would still
+    find. `rounds` holds for each round its own spread of kept pairs and how many clusters there are up to it. Where
+    hardly two responses are alike, as between long texts, clusters tell nothing, and `reason` says so. `calls` counts
+    the generator's calls, and how many of them showed fewer than the most examples. `probed` tells which kinds of
+    responses to `probes` the pairs lack.
     """
     kept = [candidate for candidate in candidates if candidate.kept]
     pairs = [candidate for candidate in kept if learnt is None or candidate.id in learnt]
     said = [(probe.word, probe.response) for probe in probes or () if probe.response]
-    kinds = kinds_of([*map(answer_of, pairs), *said])
-    of_pair, of_probes = dict(zip([c.id for c in pairs], kinds, strict=False)), kinds[len(pairs) :]
-    whole = spread(of_pair.values())
-    if whole is None:
+    kinds = kinds_of([*map(answer_of, kept), *said])
+    of_kept, of_probes = dict(zip([c.id for c in kept], kinds, strict=False)), kinds[len(kept) :]
+    shown = [of_kept[candidate.id] for candidate in pairs]
+    whole, loop = spread(shown), spread(of_kept.values())
+    if whole is None or loop is None:
         return None
     by_id = {call.id: call for call in calls}
     rounds, known = [], set[str]()
     for index in sorted({candidate.round for candidate in candidates}):
-        own = [of_pair[candidate.id] for candidate in pairs if candidate.round == index]
+        own = [of_kept[candidate.id] for candidate in kept if candidate.round == index]
         known |= set(own)
         found = spread(own)
         rounds.append({"round": index, "clusters_so_far": len(known), "spread": found and asdict(found)})
-    alike = "no two responses are alike, so clusters tell nothing" if whole.clusters == whole.pairs > 1 else None
+    alone = loop.pairs > 1 and loop.unseen > MOST_ALONE
     most = max(len(call.demos) for call in calls)
     return {
         "of": "kept" if learnt is None else "learnt",
         "kept": len(kept),
         "spread": asdict(whole),
-        "reason": alike,
-        "largest_clusters": Counter(of_pair.values()).most_common(SHOWN),
+        "loop": asdict(loop),
+        "reason": "hardly two responses are alike, so clusters tell nothing" if alone else None,
+        "largest_clusters": [] if alone else Counter(shown).most_common(SHOWN),
         "strategies": _by_strategy(candidates, by_id),
         "calls": {"all": len(calls), "examples": most, "fewer": sum(len(call.demos) < most for call in calls)},
-        "probed": None if probes is None else _probed(len(probes), said_again(of_probes), set(of_pair.values())),
+        "probed": None if probes is None else _probed(len(probes), said_again(of_probes), set(shown)),
         "families": families(candidates, by_id, learnt),
         "rounds": rounds,
     }
@@ -331,21 +338,21 @@ def collapse(found: Mapping[str, Any]) -> list[str]:
 
     Two or three kinds may be all that there are, so only one, or the two largest of more, are told.
     """
-    whole, pairs, warnings = found["spread"], f"{found['of']} pairs", []
-    if whole["pairs"] < FEWEST:
+    loop, warnings = found["loop"], list[str]()
+    if loop["pairs"] < FEWEST:
         return []
     asked = {
         frozenset({"listed"}): "give prompts of other kinds.",
         frozenset({"forward"}): "add seeds of other kinds; synthesis.back_generation asks for the rare ones.",
     }
     advice = asked.get(frozenset(found["strategies"]), "add seeds of other kinds, or use another generator.")
-    held = sum(count for _, count in found["largest_clusters"][:2]) / whole["pairs"]
-    if whole["clusters"] == 1:
-        warnings.append(f"all {pairs} have one kind of response: {advice}")
-    elif whole["clusters"] > 3 and held > MOST_IN_TWO:
-        warnings.append(f"two of {whole['clusters']} kinds of responses are {held:.0%} of the {pairs}: {advice}")
+    held = loop["two_largest"]
+    if loop["clusters"] == 1:
+        warnings.append(f"all kept pairs have one kind of response: {advice}")
+    elif loop["clusters"] > 3 and held > MOST_IN_TWO:
+        warnings.append(f"two of {loop['clusters']} kinds of responses are {held:.0%} of the kept pairs: {advice}")
     seed, share = next(iter(found["families"].items()), ("", 0.0))
     if len(found["families"]) >= 3 and share > MOST_OF_ONE_SEED:
         advice = "a higher synthesis.seed_share shows all seeds more."
-        warnings.append(f"{share:.0%} of the {pairs} descend from seed {seed}: {advice}")
+        warnings.append(f"{share:.0%} of the {found['of']} pairs descend from seed {seed}: {advice}")
     return warnings

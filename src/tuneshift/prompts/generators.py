@@ -17,7 +17,7 @@ from typing import Literal
 from tuneshift.encoding import encode_prompt
 from tuneshift.engines.base import Decoding, Engine, derive_seed
 from tuneshift.errors import ModelError
-from tuneshift.prompts.parsing import drop_truncated, parse_list
+from tuneshift.prompts.parsing import parse_list
 from tuneshift.prompts.pool import Plan, PoolItem, plan_calls, shorten
 from tuneshift.run.ledger import Ledger
 from tuneshift.run.records import GeneratorCall
@@ -152,10 +152,10 @@ class PromptGenerator:
 
 def chat_texts(call: GeneratorCall, *, asked: int) -> list[str | None]:
     """Return the items of a chat model's list, and `None` for each that is missing of the `asked` ones."""
-    texts = drop_truncated(parse_list(call.raw[0], asked=asked), finished=call.finished[0])
+    texts = parse_list(call.raw[0], asked=asked, finished=call.finished[0])
     if call.cue is not None:  # examples had answers behind arrows, and so may what imitates them
         parts = [text.rpartition(" => ") for text in texts]
-        shown = [bool(head) and tail.strip() in call.prompt for head, _, tail in parts]
+        shown = [bool(head) and f" => {tail.strip()}\n" in f"{call.prompt} => {call.cue}\n" for head, _, tail in parts]
         texts = [part[0] if cut else text for text, part, cut in zip(texts, parts, shown, strict=True)]
     return [*texts, *[None] * (asked - len(texts))]
 

@@ -47,27 +47,24 @@ _CLOSING = re.compile(
 )
 
 
-def parse_list(text: str, *, asked: int) -> list[str]:
+def parse_list(text: str, *, asked: int, finished: bool = True) -> list[str]:
     """Return the items that a chat model wrote when it was asked for `asked` more samples, at most `asked`.
 
     Reads numbered and bullet lists, JSON arrays (of strings, or of objects with one of `_JSON_KEYS`), blocks
     between blank lines, and one item per line; a list may stand inside chatter or a code fence. A number is
     a marker only at the start of a line, in the style of the marker before it, and one above it. An array
-    that breaks off keeps what came before. With `asked` = 1 a block is one item, however many lines it has.
+    that breaks off keeps what came before. With `asked` = 1 a block is one item, however many lines it has. Of a text
+    that is not `finished`, since it hit its length limit, the last item of a list is left out: it may be half of one.
     """
     if asked < 1:
         raise ValueError(f"asked = {asked}: at least one sample has to be asked for")
-    text = text.replace("\r\n", "\n")
+    text = text.replace("\r\n", "\n").rstrip()
     markers = _outer_list(text)
     items = _json_items(text, before=markers[0].start() if markers else len(text))
     if not items:
         items = _marked_items(text, markers) if markers else _plain_items(text.strip(), asked)
+        items = items if finished else items[:-1]
     return [item for item in map(_clean, items) if item][:asked]
-
-
-def drop_truncated(items: list[str], *, finished: bool) -> list[str]:
-    """Return the items without the last one when the generation hit its length limit."""
-    return list(items) if finished else items[:-1]
 
 
 def extract_text(prompt: str, template: str | None) -> str | None:

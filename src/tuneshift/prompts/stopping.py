@@ -12,6 +12,14 @@ from tuneshift.run.records import Candidate
 
 FEWEST_NEW = 0.1
 """Share of what the generator writes that has to be worth an answer; a guess."""
+ANOTHER = "use another generator, or more varied seeds"
+WRITTEN = {
+    "duplicate": "the generator repeats itself; raise generator.temperature or give more varied seeds",
+    "copy of a seed": "the generator repeats the seeds; raise generator.temperature or give more of them",
+    "unfinished or unreadable prompt": "the generator's text cannot be read; raise generator.max_new_tokens or use "
+    "another generator.kind",
+}
+"""What to change where most of what the generator wrote was dropped before F was asked, by the reason."""
 
 
 @dataclass(frozen=True)
@@ -54,10 +62,8 @@ def stop_reason(candidates: Sequence[Candidate], *, rounds: int, limits: Limits)
     if rounds >= limits.patience and not any(candidate.kept for candidate in recent):
         return f"nothing kept in {limits.patience} rounds"
     if limits.supply is None and rounds >= limits.patience and answered(recent) < FEWEST_NEW * len(recent):
-        return (
-            f"hardly anything new in {limits.patience} rounds; raise generator.temperature, give more varied seeds or "
-            "use another generator"
-        )
+        (why, _), *_ = Counter(candidate.reason for candidate in recent if candidate.y_f is None).most_common()
+        return f"hardly anything new in {limits.patience} rounds, most often {why}: {WRITTEN.get(why, ANOTHER)}"
     return None
 
 
@@ -87,9 +93,7 @@ def diagnosis(candidates: Sequence[Candidate], *, tau: float) -> str:
         "with `tuneshift show`",
         "y_f hit max_new_tokens": "responses do not end: set synthesis.stop or raise synthesis.max_new_tokens",
         "empty y_f": "F's responses are empty: check prompt_template and synthesis.stop",
-        "duplicate": "the generator repeats itself: raise generator.temperature or give more varied seeds",
-        "unfinished or unreadable prompt": "the generator's text cannot be read: raise generator.max_new_tokens or "
-        "use another generator.kind",
+        **WRITTEN,
     }
     main = counts.most_common(1)[0][0] if counts else ""
     return (

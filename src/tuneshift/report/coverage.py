@@ -10,7 +10,7 @@ from tuneshift.coverage import SHOWN, collapse
 
 def spread_sentences(found: Mapping[str, Any]) -> list[str]:
     """Return how the pairs spread over kinds of responses, or why that is not told, a sentence each."""
-    whole = found["spread"]
+    whole, loop = found["spread"], found["loop"]
     pairs = f"{whole['pairs']} {found['of']} pairs" + (f" of {found['kept']} kept" if found["of"] == "learnt" else "")
     if found["reason"] is not None:
         return [f"{pairs}: {found['reason']}."]
@@ -18,8 +18,8 @@ def spread_sentences(found: Mapping[str, Any]) -> list[str]:
         f"{pairs} show {whole['clusters']} kinds of responses, as even as "
         f"{whole['effective']:.1f} equal ones (exp of {whole['entropy']:.2f} nats); the largest has "
         f"{whole['largest']:.0%}.",
-        f"About {whole['unseen']:.1%} of further pairs would show a new kind (Good-Turing), of at least "
-        f"{whole['expected']:.0f} (Chao1).",
+        f"About {loop['unseen']:.1%} of further pairs would show a new kind (Good-Turing), of at least "
+        f"{loop['expected']:.0f} (Chao1): estimated from all {loop['pairs']} that were kept.",
     ]
 
 
@@ -30,9 +30,10 @@ def coverage_sentences(found: Mapping[str, Any]) -> list[str]:
         told.append(f"Kinds up to round {growth(found['rounds'])}.")
     if (probed := found["probed"]) is not None:
         missing = ", ".join(probed["missing"][:SHOWN]) + (", ..." if len(probed["missing"]) > SHOWN else "")
+        shown = f"; no pair shows {missing}." if missing else "; the pairs show all of them."
         told.append(
-            f"Asked {probed['words']} single words, F gave {probed['kinds']} kinds of responses more than once"
-            + (f"; no pair shows {missing}." if missing else "; the pairs show all of them.")
+            f"Asked {probed['words']} single words, F gave {probed['kinds'] or 'no'} kinds of responses more than once"
+            + (shown if probed["kinds"] else ".")
         )
     if found["families"]:
         shares = ", ".join(f"{seed} {share:.0%}" for seed, share in found["families"].items())

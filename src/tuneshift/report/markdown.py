@@ -175,7 +175,7 @@ def usage_line(usage: dict[str, Any]) -> str:
 def _coverage(found: dict[str, Any] | None) -> str:
     if found is None:
         return ""
-    told = "\n".join(f"- {sentence}" for sentence in coverage_sentences(found))
+    told = "\n".join(f"- {_harmless(sentence)}" for sentence in coverage_sentences(found))
     table = markdown_table(["kind of response", "pairs", "share"], cluster_rows(found))
     return f"## Coverage\n\n{told}\n\n{table}"
 
@@ -236,7 +236,12 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def _cell(text: str) -> str:
     """Make model text harmless in a Markdown table: one line, no markup, no HTML."""
     flat = " ".join(text.split())
-    shown = flat if len(flat) <= 120 else flat[:117] + "..."
+    return _harmless(flat if len(flat) <= 120 else flat[:117] + "...") or " "
+
+
+def _harmless(text: str) -> str:
+    """Return a text of one line whose marks and tags are only seen."""
+    shown = " ".join(text.split())
     for mark in "\\|`*_[]":
         shown = shown.replace(mark, "\\" + mark)
-    return shown.replace("<", "&lt;").replace(">", "&gt;") or " "
+    return shown.replace("<", "&lt;").replace(">", "&gt;")
