@@ -358,6 +358,17 @@ def test_backward_examples_have_their_responses_before_them() -> None:
     assert few_shot_prompt(short, between="\n", instruction=None) == "- A: go\n- A:"
 
 
+def test_a_closed_answer_that_shares_words_with_every_prompt_is_cut_as_one_kind_where_probes_gave_it() -> None:
+    texts = ("I lost my card", "my card was stolen", "lost or not", "stolen!")
+    pairs = [answered(number, " lost or stolen card", text=texts[number % 4]) for number in range(40)]
+    pairs += [answered(40 + number, " wrong pin", text=f"q{number}") for number in range(40)]
+    found = []
+    for probes in ([], [Probe("tree", " lost or stolen card")]):
+        chosen = choose(pairs, 40, "balanced", seed=0, probes=probes)
+        found.append(sum(candidate.y_f is not None and "lost" in candidate.y_f.text for candidate in chosen))
+    assert found[0] > found[1] == 20
+
+
 def test_a_chat_model_is_told_which_answer_is_wanted() -> None:
     asked = chat_request(BACKWARD, asked=20, instruction=None)
     assert "1. go => A\n2. play\nit => B(_)\n" in asked

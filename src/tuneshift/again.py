@@ -47,7 +47,7 @@ def reselect(run: RunDirectory, overrides: Sequence[str]) -> dict[str, Any]:
     _only(overrides, ("criterion",), "generated prompts can only be decided again by other `criterion` settings")
     with Ledger(run.ledger) as ledger:
         loaded = stored_config(run, ledger, overrides)
-        candidates, calls = ledger.candidates(), ledger.calls()
+        candidates, calls, probes = ledger.candidates(), ledger.calls(), ledger.probes() or ()
     criterion = criterion_of(loaded)
     lacking = unmeasured(candidates, criterion, gated=calibration_of(loaded) is None)
     if lacking:
@@ -65,7 +65,7 @@ def reselect(run: RunDirectory, overrides: Sequence[str]) -> dict[str, Any]:
     criterion = criterion_on(loaded, candidates)
     decided = decide_all(candidates, criterion)
     section, kept = loaded.config.synthesis, [candidate for candidate in decided if candidate.kept]
-    chosen = choose(kept, section.target_size, section.select, seed=loaded.config.run.seed)
+    chosen = choose(kept, section.target_size, section.select, seed=loaded.config.run.seed, probes=probes)
     rows = kept_rows(chosen, calls, count_eos=criterion.count_eos)
     path = run.reselected / f"{criterion.label()}.jsonl"
     write_atomically(path, jsonl(rows))

@@ -97,6 +97,16 @@ def answer_of(candidate: Candidate) -> Answer:
     return candidate.text, candidate.y_f.text
 
 
+def kinds_beside(candidates: Sequence[Candidate], probes: Iterable[Probe]) -> tuple[list[str], list[str]]:
+    """Return the kinds of answered candidates, and of F's answers to probes.
+
+    They are told together: a closed answer that every prompt happens to share words with is known by its probes.
+    """
+    said = [(probe.word, probe.response) for probe in probes if probe.response]
+    kinds = kinds_of([*map(answer_of, candidates), *said])
+    return kinds[: len(candidates)], kinds[len(candidates) :]
+
+
 # --- steering and choosing: where is it dense? ---
 
 
@@ -146,7 +156,7 @@ def densities(skeletons: Sequence[str]) -> list[float]:
     return [by_skeleton[each] for each in skeletons]
 
 
-def thin_out(candidates: Sequence[Candidate], size: int, *, seed: int) -> list[Candidate]:
+def thin_out(candidates: Sequence[Candidate], size: int, *, seed: int, probes: Sequence[Probe] = ()) -> list[Candidate]:
     """Return `size` of the answered candidates, in the order given: one by one the densest is left out.
 
     Where clusters share no word the largest one loses a candidate each time, so small ones stay whole and large ones
@@ -156,7 +166,7 @@ def thin_out(candidates: Sequence[Candidate], size: int, *, seed: int) -> list[C
 
     clusters: dict[str, list[Candidate]] = defaultdict(list)
     drawn = sorted(candidates, key=lambda c: derive_seed(seed, "thin", c.id))
-    for candidate, kind in zip(drawn, kinds_of(list(map(answer_of, drawn))), strict=True):
+    for candidate, kind in zip(drawn, kinds_beside(drawn, probes)[0], strict=True):
         clusters[kind].append(candidate)
     left = list(clusters.values())
     similarity = Similarity(list(clusters))
@@ -177,7 +187,7 @@ def probed_kinds(probes: Iterable[Probe]) -> list[str]:
 
     What it said to one alone it may have invented for it.
     """
-    return said_again(kinds_of([(probe.word, probe.response) for probe in probes if probe.response]))
+    return said_again(kinds_beside([], probes)[1])
 
 
 def said_again(kinds: Iterable[str]) -> list[str]:
@@ -232,9 +242,9 @@ def spread(clusters: Iterable[str]) -> Spread | None:
     )
 
 
-def in_kinds(candidates: Sequence[Candidate]) -> bool:
+def in_kinds(candidates: Sequence[Candidate], probes: Sequence[Probe] = ()) -> bool:
     """Tell whether the responses of answered candidates fall into kinds at all; those of long texts do not."""
-    found = spread(kinds_of(list(map(answer_of, candidates))))
+    found = spread(kinds_beside(candidates, probes)[0])
     return found is not None and found.unseen <= MOST_ALONE
 
 
@@ -290,9 +300,8 @@ def coverage(
     """
     kept = [candidate for candidate in candidates if candidate.kept]
     pairs = [candidate for candidate in kept if learnt is None or candidate.id in learnt]
-    said = [(probe.word, probe.response) for probe in probes or () if probe.response]
-    kinds = kinds_of([*map(answer_of, kept), *said])
-    of_kept, of_probes = dict(zip([c.id for c in kept], kinds, strict=False)), kinds[len(kept) :]
+    kinds, of_probes = kinds_beside(kept, probes or ())
+    of_kept = dict(zip([candidate.id for candidate in kept], kinds, strict=True))
     shown = [of_kept[candidate.id] for candidate in pairs]
     whole, loop = spread(shown), spread(of_kept.values())
     if whole is None or loop is None:

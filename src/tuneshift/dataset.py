@@ -11,21 +11,24 @@ from tuneshift.distill import Pair
 from tuneshift.engines.base import derive_seed
 from tuneshift.errors import RunDirectoryError
 from tuneshift.run.directory import read_jsonl
-from tuneshift.run.records import Candidate, GeneratorCall
+from tuneshift.run.records import Candidate, GeneratorCall, Probe
 
 Row = dict[str, Any]
 Selection = Literal["first", "random", "balanced"]
 
 
-def choose(kept: Sequence[Candidate], size: int, how: Selection, *, seed: int) -> list[Candidate]:
+def choose(
+    kept: Sequence[Candidate], size: int, how: Selection, *, seed: int, probes: Sequence[Probe] = ()
+) -> list[Candidate]:
     """Return `size` of the kept candidates, or all where there are not as many, in the order given.
 
-    `first` takes the first ones; `random` draws by a hash of the seed and the ids; `balanced` is `thin_out`.
+    `first` takes the first ones; `random` draws by a hash of the seed and the ids; `balanced` is `thin_out`, which
+    tells kinds beside F's answers to `probes`.
     """
     if how == "first" or len(kept) <= size:
         return list(kept[:size])
     if how == "balanced":
-        return thin_out(kept, size, seed=seed)
+        return thin_out(kept, size, seed=seed, probes=probes)
     drawn = {c.id for c in sorted(kept, key=lambda c: derive_seed(seed, "draw", c.id))[:size]}
     return [candidate for candidate in kept if candidate.id in drawn]
 

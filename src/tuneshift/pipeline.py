@@ -88,7 +88,8 @@ def transfer(loaded: LoadedConfig, run: RunDirectory, *, progress: Progress = SI
         # 3) Dataset: the kept pairs, with where each comes from.
         candidates, criterion, section = ledger.candidates(), loaded.config.criterion, loaded.config.synthesis
         kept = [candidate for candidate in candidates if candidate.kept]
-        chosen = choose(kept, section.target_size, section.select, seed=loaded.config.run.seed)
+        seed, probes = loaded.config.run.seed, ledger.probes() or ()
+        chosen = choose(kept, section.target_size, section.select, seed=seed, probes=probes)
         rows = kept_rows(chosen, ledger.calls(), count_eos=criterion.count_eos)
         if not rows:
             tau = ledger.rounds()[-1].tau
@@ -160,9 +161,9 @@ class Synthesis:
             template=self.template,
         )
         kept = [candidate for candidate in candidates if candidate.kept]
-        size = self.limits.target_size
+        size, limits, probes = self.limits.target_size, self.limits, ledger.probes() or ()
         with progress.stage("Synthesis", total=size, unit="kept pairs", done=min(len(kept), size)) as meter:
-            while (reason := stop_reason(candidates, rounds=len(ledger.rounds()), limits=self.limits)) is None:
+            while not (reason := stop_reason(candidates, rounds=len(ledger.rounds()), limits=limits, probes=probes)):
                 candidates += self.round(candidates, ledger, screen, meter.say)
                 kept = [candidate for candidate in candidates if candidate.kept]
                 newest = f"{kept[-1].text!r} ->{kept[-1].y_f.text!r}" if kept and kept[-1].y_f else "nothing kept yet"

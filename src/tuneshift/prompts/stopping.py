@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tuneshift.coverage import in_kinds
-from tuneshift.run.records import Candidate
+from tuneshift.run.records import Candidate, Probe
 
 FEWEST_NEW = 0.1
 """Share of what the generator writes that has to be worth an answer; a guess."""
@@ -45,12 +45,14 @@ def answered(candidates: Sequence[Candidate]) -> int:
     return sum(candidate.y_f is not None for candidate in candidates)
 
 
-def stop_reason(candidates: Sequence[Candidate], *, rounds: int, limits: Limits) -> str | None:
+def stop_reason(
+    candidates: Sequence[Candidate], *, rounds: int, limits: Limits, probes: Sequence[Probe] = ()
+) -> str | None:
     """Return why the loop ends, or `None` when it goes on."""
     kept = [candidate for candidate in candidates if candidate.kept]
     if len(kept) >= limits.target_size:
         return "target_size reached"
-    if limits.unbalanced is not None and len(kept) >= limits.unbalanced and not in_kinds(kept):
+    if limits.unbalanced is not None and len(kept) >= limits.unbalanced and not in_kinds(kept, probes):
         return "target_size reached; hardly two responses are alike, so more would give nothing to balance"
     if answered(candidates) >= limits.max_candidates:
         return "max_candidates reached"

@@ -17,7 +17,7 @@ from tuneshift.preflight import objection
 from tuneshift.progress import SILENT, Progress
 from tuneshift.run.directory import read_jsonl
 from tuneshift.run.ledger import Ledger
-from tuneshift.run.records import Candidate
+from tuneshift.run.records import Candidate, Probe
 from tuneshift.study.grid import Arm, Unit
 from tuneshift.study.products import Products
 from tuneshift.wiring import criterion_of, criterion_on, training_settings
@@ -58,6 +58,7 @@ def choose_for_arm(
     *,
     best: bool = False,
     select: Selection = "random",
+    probes: Sequence[Probe] = (),
 ) -> list[Candidate] | str:
     """Return `size` candidates in the order in which they were written, or why there are not as many.
 
@@ -78,7 +79,7 @@ def choose_for_arm(
     kept = [candidate for candidate in decide_all(candidates, rule) if candidate.kept]
     if len(kept) < size:
         return f"kept {len(kept)} of {size} wanted"
-    return choose(kept, size, select, seed=criterion.seed)
+    return choose(kept, size, select, seed=criterion.seed, probes=probes)
 
 
 def draw(items: Sequence[Drawn], size: int, seed: int, name: Callable[[Drawn], str]) -> list[Drawn]:
@@ -128,11 +129,14 @@ def decide_arms(units: Sequence[Unit], products: Products, progress: Progress = 
             targets[target] = inspect_target(training_settings(unit.loaded))
         with Ledger(products.synthesis(unit).ledger) as ledger:
             candidates = [c for c in ledger.candidates() if c.y_f is not None][: unit.candidates]
+            probes = ledger.probes() or ()
         reader = targets[target]
         for arm in unit.arms:
             criterion = None if arm.criterion is None else criterion_on(arm.criterion, candidates)
             if criterion is not None and arm.size is not None:
-                chosen = choose_for_arm(candidates, criterion, arm.size, best=arm.best, select=arm.select)
+                chosen = choose_for_arm(
+                    candidates, criterion, arm.size, best=arm.best, select=arm.select, probes=probes
+                )
                 kept = chosen if isinstance(chosen, str) else [Pair(c.prompt, c.y_f.text) for c in chosen if c.y_f]
             else:
                 kept = _elsewhere(unit, arm, products, reader, progress)
