@@ -82,12 +82,20 @@ def test_parts_of_words_contain_nothing() -> None:
     assert reason(items, f"x{question} y") == reason(items, f"x {question}y") == UNANSWERED
 
 
+@pytest.mark.parametrize("form", ["({})", "{} (Explain.)", "{}\n(A) 2 (B) 3", "Q: [{}] A:"])
+def test_a_question_in_brackets_or_with_options_behind_it_is_found(form: str) -> None:
+    question = "How many apples does Ann have if she buys 3 and eats 1?"
+    assert reason([Item("e0", "f:1", question, "")], form.format(question)) == "in the evaluation set"
+
+
 def test_the_beginning_of_a_longer_formula_is_another_question(tmp_path: Path) -> None:
     start = "Complete the rest of the sequence of brackets. Input: "
     items = [Item("e0", "f:1", f"Q: {start}[ {{\nA:", "", bare=(f"{start}[ {{",))]
     assert reason(items, f"{start}[ {{") == "in the evaluation set"
     assert reason(items, f"{start}[ {{\nAnswer:") == "in the evaluation set"
     assert reason(items, f"{start}[ {{ [") == UNANSWERED
+    sum_of = "What is the sum of all these numbers: 1 + 2"
+    assert reason([Item("e0", "f:1", sum_of, "")], f"{sum_of} + 3") == UNANSWERED
 
 
 def test_every_question_that_is_given_away_is_named() -> None:

@@ -18,7 +18,8 @@ class HeldOut:
     """Questions that must not be trained on, by what gives them away: their prompts, and their own texts.
 
     A prompt gives a question away where it equals one of these after `normalize`, or contains one whole that has at
-    least `LEAST_WORDS` words. Where a bracket or an operator follows, the text is the beginning of another formula.
+    least `LEAST_WORDS` words. Where an operator follows, or a bracket behind a bracket, the text is the beginning of
+    another formula.
     """
 
     def __init__(self, items: Iterable[Item]) -> None:
@@ -41,7 +42,8 @@ class HeldOut:
     def _contained(self, form: str) -> Iterator[str]:
         for opening in _openings(form):
             for own in self._by_opening.get(opening, ()):
-                if own in form and re.search(rf"(?<!\S){re.escape(own)}(?= \w|$)", form):
+                follows = r"[\w()\[\]{}]" if own[-1].isalnum() else r"\w"
+                if own in form and re.search(rf"(?<!\S){re.escape(own)}(?= {follows}|$)", form):
                     yield own
 
 
