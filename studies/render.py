@@ -22,8 +22,8 @@ HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs/results.md"
 ORDER = [
     "snips_criteria", "snips_criteria_back", "snips_calls", "snips_weak_source", "snips_thresholds", "snips_generators",
-    "snips_substitute", "snips_coverage", "snips_temperature", "snips_ablation", "snips_coverage_calls", "banking77_coverage",
-    "bbh_coverage", "bbh",
+    "snips_substitute", "snips_coverage", "snips_temperature", "snips_ablation", "snips_coverage_calls",
+    "banking77_coverage", "bbh_coverage", "bbh",
 ]  # fmt: skip
 
 
